@@ -1,0 +1,5 @@
+"""`python -m sftplan`."""
+
+from sftplan.cli.main import main
+
+main()

@@ -1,0 +1,1 @@
+"""What is given: model, hardware, workload, strategy. Frozen values, no behaviour but validation."""

@@ -1,0 +1,88 @@
+"""The shape of a causal language model: what fixes its parameters, its operations and its memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+
+class Family(StrEnum):
+    """Which block the model repeats; one function of step/blocks.py each."""
+
+    GPT2 = "gpt2"
+    LLAMA = "llama"  # Llama, Mistral, Qwen2, Qwen3, SmolLM, TinyLlama
+    GEMMA = "gemma"  # Gemma 1 to 3
+    PHI = "phi"  # Phi 1 and 2: one norm, attention and MLP in parallel
+    PHI3 = "phi3"  # Phi 3 and 4: fused projections
+    NEOX = "neox"  # Pythia, GPT-NeoX
+    OPT = "opt"
+    MOE = "moe"  # Mixtral, Qwen2-MoE, Qwen3-MoE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experts:
+    """A mixture-of-experts MLP."""
+
+    num_experts: int
+    experts_per_token: int
+    intermediate_size: int  # of one expert
+    shared_intermediate_size: int = 0  # of the always active expert; 0 if there is none
+    shared_gate: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    """Everything that planning knows of a model.
+
+    `model_type` is the Hugging Face name of the architecture, `source` says where the shape is
+    from: "builtin", a path or a hub id. Dropouts are the model's own.
+    """
+
+    name: str
+    source: str
+    model_type: str
+    family: Family
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_positions: int
+    tied_embeddings: bool
+    embedding_size: int | None = None  # OPT-350m projects; None: hidden_size
+    position_rows: int = 0  # rows of a learned position table (OPT has two more than positions)
+    activation: str = "silu"
+    norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
+    qkv_bias: bool = False
+    output_bias: bool = False  # of the attention's output projection
+    mlp_bias: bool = False
+    head_bias: bool = False
+    qk_norm: bool = False  # Qwen3, Gemma 3: RMSNorm over each head's q and k
+    sandwich_norms: bool = False  # Gemma 2, 3: a norm after attention and after the MLP
+    parallel_residual: bool = False
+    rotary_fraction: float = 1.0
+    final_norm: bool = True
+    sliding_window: int | None = None
+    layer_kinds: tuple[str, ...] = ()  # "full" or "sliding" and "dense" or "sparse", where layers differ
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    logit_scale: float | None = None
+    embedding_scale: bool = False
+    embedding_dropout: float = 0.0
+    residual_dropout: float = 0.0
+    attention_dropout: float = 0.0
+    experts: Experts | None = None
+    dense_layers: tuple[int, ...] = ()  # of a mixture of experts: layers with a plain MLP
+
+    @property
+    def query_size(self) -> int:
+        """Columns of the query projection."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        """Columns of the key (and of the value) projection."""
+        return self.num_kv_heads * self.head_dim
