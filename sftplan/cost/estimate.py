@@ -1,9 +1,12 @@
-"""What one training step costs on one piece of hardware: the numbers that the cost model fills in."""
+"""What one training step costs on given hardware: the numbers that the cost model fills in."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,1 @@
+"""The plan: one frozen record, and its file."""
