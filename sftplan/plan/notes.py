@@ -1,0 +1,96 @@
+"""What a plan has to say about itself: warnings, and where its figures are from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sftplan.facts.hardware import Source
+from sftplan.facts.params import num_parameters
+from sftplan.facts.strategy import Attention, Optimizer, Precision
+from sftplan.units import format_count
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sftplan.facts.hardware import Hardware
+    from sftplan.facts.model import ModelShape
+    from sftplan.facts.strategy import Strategy
+    from sftplan.facts.workload import Workload
+
+# What the step time is computed from, beside the datasheet.
+_TIME_RATES = ("matmul_fraction", "hbm_fraction", "dispatch_scale")
+# A chain of figures is as sure as its least sure one.
+_SURENESS = (Source.MEASURED, Source.FORMULA, Source.DATASHEET, Source.ASSUMED)
+
+
+def least_sure(sources: Iterable[Source]) -> Source:
+    """The source of a figure that was computed from others.
+
+    >>> least_sure([Source.MEASURED, Source.ASSUMED, Source.DATASHEET])
+    <Source.ASSUMED: 'assumed'>
+    """
+    return max(sources, key=_SURENESS.index)
+
+
+def find_sources(hardware: Hardware) -> dict[str, str]:
+    """Where each figure of the plan is from, by its key in the plan."""
+    rates = hardware.rates.sources
+    time = [rates.get(name, Source.ASSUMED) for name in _TIME_RATES]
+    sources = {
+        "inputs.model": Source.FORMULA,
+        "inputs.hardware.gpu": Source.DATASHEET,
+        "memory.gpu.peak_allocated_bytes": Source.FORMULA,
+        "memory.gpu.peak_reserved_bytes": Source.FORMULA,
+        "memory.gpu.context_bytes": rates.get("context_bytes", Source.ASSUMED),
+        "memory.host.peak_bytes": Source.FORMULA,
+        "compute": Source.FORMULA,
+        "time.step_s": least_sure(time),
+        "time.startup_s": Source.ASSUMED,
+    }
+    if hardware.usd_per_hour is not None:
+        sources["cost.usd_per_hour"] = Source.DATASHEET
+    sources |= {f"inputs.hardware.rates.{name}": source for name, source in rates.items()}
+    return {key: source.value for key, source in sources.items()}
+
+
+def _attention_warnings(model: ModelShape, strategy: Strategy) -> list[str]:
+    shipped = model.attention_dropout
+    if not shipped or strategy.attention_dropout == "model":
+        return []
+    return [
+        f"attention dropout is {strategy.attention_dropout:g}, the configuration of {model.name} "
+        f"says {shipped:g}: `--attention-dropout model` keeps it"
+        + (" and rules out varlen" if strategy.attention is Attention.VARLEN else "")
+    ]
+
+
+def _data_warnings(model: ModelShape, workload: Workload) -> list[str]:
+    warnings = []
+    lengths = workload.lengths
+    if lengths is not None and lengths.estimated:
+        warnings.append(
+            f"no tokenizer of {model.name} at hand: token counts of {lengths.source} are estimated"
+        )
+    if lengths is not None and lengths.num_dropped:
+        warnings.append(
+            f"{lengths.num_dropped} of {lengths.num_dropped + lengths.num_examples} examples will "
+            "be dropped: `sftplan data inspect` shows why"
+        )
+    trainable = num_parameters(model)
+    if workload.num_examples is not None and workload.num_examples < trainable:
+        ratio = trainable / workload.num_examples
+        warnings.append(
+            f"{format_count(workload.num_examples)} examples for {format_count(trainable)} trained "
+            f"parameters, 1 to {format_count(ratio)}: expect variance, watch a held-out loss"
+        )
+    return warnings
+
+
+def find_warnings(model: ModelShape, strategy: Strategy, workload: Workload) -> list[str]:
+    """What the user should know before spending money, each actionable."""
+    warnings = _attention_warnings(model, strategy) + _data_warnings(model, workload)
+    if strategy.precision is Precision.BF16_TRUE:
+        warnings.append("bf16-true rounds small updates away: bf16-master keeps fp32 weights")
+    if strategy.optimizer is Optimizer.ADAMW_8BIT:
+        warnings.append("8-bit moments change the training: adamw keeps them in full")
+    return warnings
