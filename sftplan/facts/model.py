@@ -1,4 +1,4 @@
-"""The shape of a causal language model: what fixes its parameters, its operations and its memory."""
+"""The shape of a causal language model: what fixes its parameters, operations and memory."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ class Experts:
     intermediate_size: int  # of one expert
     shared_intermediate_size: int = 0  # of the always active expert; 0 if there is none
     shared_gate: bool = False
+    norm_topk: bool = False  # weights of the chosen experts are divided by their sum
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +37,9 @@ class ModelShape:
     """Everything that planning knows of a model.
 
     `model_type` is the Hugging Face name of the architecture, `source` says where the shape is
-    from: "builtin", a path or a hub id. Dropouts are the model's own.
+    from: "builtin", a path or a hub id; `hub_id` is where weights and tokenizer are, if known.
+    Dropouts are the model's own. `layer_kinds` holds "full" or "sliding" per layer where layers
+    differ in attention; with `sliding_window` and no kinds every layer slides.
     """
 
     name: str
@@ -65,8 +68,9 @@ class ModelShape:
     parallel_residual: bool = False
     rotary_fraction: float = 1.0
     final_norm: bool = True
+    post_norm: bool = False  # OPT-350m: norms after the residual additions, not before the blocks
     sliding_window: int | None = None
-    layer_kinds: tuple[str, ...] = ()  # "full" or "sliding" and "dense" or "sparse", where layers differ
+    layer_kinds: tuple[str, ...] = ()
     attention_softcap: float | None = None
     logit_softcap: float | None = None
     logit_scale: float | None = None
@@ -76,6 +80,7 @@ class ModelShape:
     attention_dropout: float = 0.0
     experts: Experts | None = None
     dense_layers: tuple[int, ...] = ()  # of a mixture of experts: layers with a plain MLP
+    hub_id: str | None = None
 
     @property
     def query_size(self) -> int:
