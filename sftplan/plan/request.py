@@ -89,7 +89,7 @@ def check_seq_len(value: object, model: ModelShape) -> int:
 def _choice(knob: str, value: object) -> StrEnum:
     kind = CHOICES[knob]
     try:
-        return kind(value)
+        return kind(str(value))
     except ValueError:
         known = [member.value for member in kind]
         message = f"{option_name(knob)} {value!r} is none of {', '.join(known)}"
@@ -131,7 +131,8 @@ def read_pins(knobs: Mapping[str, object]) -> dict[str, object]:
     """The strategy's knobs that were given, each in its type."""
     for knob in knobs:
         if knob not in STRATEGY_KNOBS:
-            raise UsageError(f"no knob {knob!r}", did_you_mean(knob, STRATEGY_KNOBS))  # noqa: EM102
+            message = f"no knob {knob!r}"
+            raise UsageError(message, did_you_mean(knob, STRATEGY_KNOBS))
     pins = {knob: _pin(knob, value) for knob, value in knobs.items() if value is not None}
     _check_varlen(pins)
     return pins
@@ -139,7 +140,7 @@ def read_pins(knobs: Mapping[str, object]) -> dict[str, object]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Rows per step over all GPUs; `pinned` if rows were given; `assumption` says if they were not."""
+    """Rows per step over all GPUs; `pinned` if they were given, else `assumption` says what for."""
 
     rows: int
     pinned: bool
@@ -189,5 +190,6 @@ def check_minimize(value: object) -> Literal["time", "cost", "memory"]:
             return "cost"
         case "memory":
             return "memory"
-    message = f"--minimize {value!r} is none of time, cost, memory"
-    raise UsageError(message)
+        case _:
+            message = f"--minimize {value!r} is none of time, cost, memory"
+            raise UsageError(message)
