@@ -50,7 +50,7 @@ def shape_from_config(
 def _unknown(model_type: str, source: str, config: Mapping[str, object]) -> UsageError:
     known = f"known architectures: {', '.join([*READERS, *_TEXT_PART_OF])}"
     if model_type:
-        close = did_you_mean(model_type, READERS)
+        close = did_you_mean(model_type[:100], READERS)
         message = f"{source}: architecture {show_value(model_type)} is not modelled"
         return UsageError(message, f"{close} {known}" if close else known)
     if "peft_type" in config:

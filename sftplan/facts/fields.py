@@ -26,7 +26,7 @@ def show_value(value: object) -> str:
     if isinstance(value, list | dict):
         return "a list" if isinstance(value, list) else "an object"
     try:
-        text = json.dumps(value, ensure_ascii=False)
+        text = json.dumps(value)
     except (TypeError, ValueError):
         text = type(value).__name__
     return text if len(text) <= 60 else f"{text[:57]}..."
