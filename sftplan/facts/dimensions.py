@@ -80,36 +80,26 @@ def read_llama_like(
     defaults: Mapping[str, int] | None = None,
 ) -> Shape:
     """What Llama and all that descends from it share; the arguments are the family's defaults."""
-    given = defaults or {}
-    hidden = fields.integer("hidden_size", maximum=MAX_SIZE, default=given.get("hidden_size"))
-    heads = fields.integer(
-        "num_attention_heads", maximum=MAX_HEADS, default=given.get("num_attention_heads")
-    )
+
+    def size(key: str, maximum: int) -> int:
+        return fields.integer(key, maximum=maximum, default=(defaults or {}).get(key))
+
+    hidden, heads = size("hidden_size", MAX_SIZE), size("num_attention_heads", MAX_HEADS)
     dim = read_head_dim(fields, hidden, heads, head_dim)
     if dim % 2:
         fields.fail("head_dim", f"is {dim}; rotary positions need an even one")
-    key, act = activation
+    key, function = activation
     return {
-        "num_layers": fields.integer(
-            "num_hidden_layers", maximum=MAX_LAYERS, default=given.get("num_hidden_layers")
-        ),
+        "num_layers": size("num_hidden_layers", MAX_LAYERS),
         "hidden_size": hidden,
-        "intermediate_size": fields.integer(
-            "intermediate_size", maximum=MAX_SIZE, default=given.get("intermediate_size")
-        ),
+        "intermediate_size": size("intermediate_size", MAX_SIZE),
         "num_heads": heads,
         "num_kv_heads": read_kv_heads(fields, heads, kv_heads),
         "head_dim": dim,
-        "vocab_size": fields.integer(
-            "vocab_size", maximum=MAX_VOCAB, default=given.get("vocab_size")
-        ),
-        "max_positions": fields.integer(
-            "max_position_embeddings",
-            maximum=MAX_POSITIONS,
-            default=given.get("max_position_embeddings"),
-        ),
+        "vocab_size": size("vocab_size", MAX_VOCAB),
+        "max_positions": size("max_position_embeddings", MAX_POSITIONS),
         "tied_embeddings": fields.flag("tie_word_embeddings", default=tied),
-        "activation": read_activation(fields, key, default=act),
+        "activation": read_activation(fields, key, default=function),
         "attention_dropout": fields.fraction("attention_dropout"),
     }
 
