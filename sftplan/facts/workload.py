@@ -25,6 +25,11 @@ class LengthStatistics:
     packed_fill_fraction: float  # share of a packed row that holds tokens
     estimated: bool
     tokenizer: str
+    num_cut: int = 0  # examples whose prompt's beginning or early turns were cut
+    response_max_tokens: int = 0
+    num_packed_rows: int = 0
+    padded_means: tuple[tuple[int, float], ...] = ()  # (micro-batch, padded mean tokens)
+    histogram: tuple[tuple[int, int], ...] = ()  # (upper edge in tokens, examples)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

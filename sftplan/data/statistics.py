@@ -1,0 +1,105 @@
+"""Statistics of the lengths of examples: means, percentiles, padding, packing, histogram."""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import TYPE_CHECKING
+
+from sftplan.data.pack import fill_fraction, pack
+from sftplan.facts.workload import LengthStatistics
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sftplan.data.mask import Fitted
+
+PADDED_MICRO_BATCH = 8
+"""Rows that are padded together in `padded_mean_tokens`; other sizes have their own figure."""
+
+HISTOGRAM_BINS = 16
+
+
+def length_statistics(
+    fitted: Fitted,
+    *,
+    source: str,
+    tokenizer: str,
+    estimated: bool,
+    num_skipped: int = 0,
+) -> LengthStatistics:
+    """Statistics of the examples of a data file, cut to the sequence length.
+
+    Args:
+        fitted: The examples after cutting.
+        source: The file or folder.
+        tokenizer: Where the tokenizer is from.
+        estimated: Whether tokens are estimated from characters.
+        num_skipped: Bad examples that were skipped; they count as dropped.
+    """
+    examples = fitted.examples
+    total = [len(example) for example in examples]
+    response = [example.num_trained for example in examples]
+    n = len(examples)
+    ordered = sorted(total)
+    padded = padded_means(total)
+    rows = pack(total, fitted.seq_len)
+    return LengthStatistics(
+        source=source,
+        num_examples=n,
+        num_dropped=len(fitted.dropped) + num_skipped,
+        prompt_mean_tokens=(sum(total) - sum(response)) / n,
+        response_mean_tokens=sum(response) / n,
+        total_mean_tokens=sum(total) / n,
+        total_max_tokens=ordered[-1],
+        total_p50_tokens=percentile(ordered, 0.50),
+        total_p95_tokens=percentile(ordered, 0.95),
+        padded_mean_tokens=dict(padded)[PADDED_MICRO_BATCH],
+        packed_fill_fraction=fill_fraction(total, len(rows), fitted.seq_len),
+        estimated=estimated,
+        tokenizer=tokenizer,
+        num_cut=fitted.num_cut,
+        response_max_tokens=max(response),
+        num_packed_rows=len(rows),
+        padded_means=padded,
+        histogram=histogram(total),
+    )
+
+
+def percentile(ordered: Sequence[int], fraction: float) -> int:
+    """The smallest value that at least `fraction` of the values do not exceed.
+
+    >>> percentile([1, 2, 3, 4], 0.5), percentile([1, 2, 3, 4], 0.95)
+    (2, 4)
+    """
+    return ordered[max(math.ceil(fraction * len(ordered)) - 1, 0)]
+
+
+def padded_means(lengths: Sequence[int]) -> tuple[tuple[int, float], ...]:
+    """(micro-batch, mean tokens per row) when shuffled rows are padded to their longest.
+
+    >>> padded_means([4, 4, 4])[:2]
+    ((1, 4.0), (2, 4.0))
+    """
+    shuffled = list(lengths)
+    random.Random(0).shuffle(shuffled)
+    means: list[tuple[int, float]] = []
+    for micro_batch in (1, 2, 4, 8, 16, 32, 64, 128):
+        starts = range(0, len(shuffled), micro_batch)
+        groups = [shuffled[start : start + micro_batch] for start in starts]
+        padded = sum(max(group) * len(group) for group in groups)
+        means.append((micro_batch, padded / len(shuffled)))
+    return tuple(means)
+
+
+def histogram(lengths: Sequence[int], bins: int = HISTOGRAM_BINS) -> tuple[tuple[int, int], ...]:
+    """(upper edge in tokens, examples up to it and above the edge before), equal widths.
+
+    >>> histogram([1, 2, 3, 10], bins=2)
+    ((5, 3), (10, 1))
+    """
+    width = max(-(-max(lengths) // bins), 1)
+    counts = [0] * (-(-max(lengths) // width))
+    for length in lengths:
+        counts[(length - 1) // width] += 1
+    return tuple(((i + 1) * width, count) for i, count in enumerate(counts))
