@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping  # noqa: TC003 - the file border resolves it
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -18,7 +18,10 @@ class Source(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
-    """One GPU model. A rate that the part does not have is None; `memory_bytes` as the driver shows it."""
+    """One GPU model.
+
+    A rate that the part does not have is None; `memory_bytes` as the driver shows it.
+    """
 
     name: str
     nvml_name: str
@@ -35,6 +38,9 @@ class Gpu:
     pcie_bytes_per_s: float  # host link, one direction
     tdp_w: float | None = None
     bf16_native: bool = True
+    # What PyTorch's total lacks of `memory_bytes`. `Rates.device_bytes` is the same memory, seen as
+    # used on an idle device: take the larger, never the sum.
+    unusable_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +70,36 @@ class Host:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """Where the figures of a GPU are from, and how far to trust them.
+
+    `sources` has one entry per figure of `Gpu`; `unverified` names those without a source that
+    could be read again.
+    """
+
+    as_of: str | None = None
+    confidence: str | None = None  # "high", "medium" or "low"
+    references: tuple[str, ...] = ()
+    sources: Mapping[str, Source] = field(default_factory=dict)
+    unverified: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # where sources disagree, and traps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """A machine that a cloud rents out; its price on demand is `Hardware.usd_per_hour`."""
+
+    cloud: str
+    instance: str
+    region: str
+    spot_usd_per_hour: float | None = None  # of the whole machine
+    tier: str | None = None  # "catalog": a cloud's price list; "secondary": tables that others keep
+    unverified: bool = False
+    source: str | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Hardware:
     """What a plan is made for: `num_nodes` machines of `gpus_per_node` equal GPUs."""
 
@@ -74,10 +110,12 @@ class Hardware:
     num_nodes: int = 1
     host: Host = field(default_factory=Host)
     memory_taken_bytes: int = 0  # by other processes, on the fullest GPU
-    usd_per_hour: float | None = None  # of the whole machine
+    usd_per_hour: float | None = None  # of one whole machine, all its GPUs
     price_as_of: str | None = None
     internode_bytes_per_s: float | None = None  # per GPU, one direction
     notes: tuple[str, ...] = ()
+    offer: Offer | None = None
+    provenance: Provenance = field(default_factory=Provenance)
 
     @property
     def num_gpus(self) -> int:
