@@ -1,0 +1,35 @@
+"""The blocks that models repeat, in the op order of transformers' modelling code.
+
+Local variables mirror the modelling code's: a tensor lives as long as a name holds it. Each block takes
+the tape, the context, the number and the weights of its layer, and the hidden states (B, T, d).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sftplan.facts.model import Family
+from sftplan.step.blocks.gpt2 import gpt2_block
+from sftplan.step.blocks.llama import llama_block
+from sftplan.step.blocks.opt import opt_block
+from sftplan.step.blocks.parallel import neox_block, phi_block
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sftplan.step.blocks.context import Context, LayerWeights
+    from sftplan.step.tape import Tape
+    from sftplan.step.tensor import Tensor
+
+    Block = Callable[[Tape, Context, int, LayerWeights, Tensor], Tensor]
+
+BLOCKS: dict[Family, Block] = {
+    Family.GPT2: gpt2_block,
+    Family.LLAMA: llama_block,
+    Family.GEMMA: llama_block,
+    Family.PHI3: llama_block,
+    Family.MOE: llama_block,
+    Family.PHI: phi_block,
+    Family.NEOX: neox_block,
+    Family.OPT: opt_block,
+}

@@ -1,0 +1,115 @@
+"""What every block shares: the model, the strategy, rotary tables, and the choice of attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sftplan.facts.strategy import Attention
+from sftplan.step.ops.attention import eager_attention, efficient_attention, flash_attention
+from sftplan.step.ops.pointwise import add, gelu, gelu_new, mul, neg, relu, silu
+from sftplan.step.ops.shape import cat_last, slice_last
+from sftplan.step.tensor import DType
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sftplan.facts.model import ModelShape
+    from sftplan.facts.strategy import Strategy
+    from sftplan.step.tape import Tape
+    from sftplan.step.tensor import Tensor
+
+    LayerWeights = dict[str, Tensor]
+
+ACTIVATIONS: dict[str, Callable[[Tape, Tensor], Tensor]] = {
+    "gelu_new": gelu_new,
+    "gelu": gelu,
+    "gelu_pytorch_tanh": gelu,
+    "gelu_fast": gelu_new,
+    "silu": silu,
+    "swish": silu,
+    "relu": relu,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a block needs to know beside its weights.
+
+    `tables` are cos and sin (1, T, rotary dimensions) where positions rotate; `documents` the lengths
+    of the packed documents, empty where rows are attended whole.
+    """
+
+    model: ModelShape
+    strategy: Strategy
+    tables: tuple[Tensor, Tensor] | None = None
+    documents: tuple[int, ...] = ()
+
+    @property
+    def attention_dropout(self) -> float:
+        """The dropout inside the attention."""
+        dropout = self.strategy.attention_dropout
+        return self.model.attention_dropout if dropout == "model" else dropout
+
+
+def activation(tape: Tape, context: Context, x: Tensor) -> Tensor:
+    """The model's non-linearity."""
+    return ACTIVATIONS[context.model.activation](tape, x)
+
+
+def attention(
+    tape: Tape, context: Context, number: int, q: Tensor, k: Tensor, v: Tensor
+) -> Tensor:
+    """softmax(QKᵀ)V by the kernel that the strategy, the type and the mask allow."""
+    model, length = context.model, q.shape[2]
+    kind = context.strategy.attention
+    if kind is Attention.EAGER or model.attention_softcap is not None:
+        return eager_attention(
+            tape, q, k, v, context.attention_dropout, softcap=model.attention_softcap is not None,
+            fp32_softmax=model.model_type != "gpt2",
+        )  # fmt: skip
+    if kind is Attention.VARLEN:
+        return flash_attention(tape, q, k, v, context.documents)
+    kinds = model.layer_kinds
+    sliding = model.sliding_window is not None and (not kinds or kinds[number] == "sliding")
+    masked = sliding and length > (model.sliding_window or 0)
+    if tape.autocast_dtype is None and q.dtype is DType.FP32 or masked:
+        return efficient_attention(tape, q, k, v, masked=masked)
+    return flash_attention(tape, q, k, v)
+
+
+def rotary_tables(tape: Tape, model: ModelShape, length: int, dtype: DType) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of every position, formed in fp32 and kept in the type of the hidden states."""
+    size = int(model.head_dim * model.rotary_fraction)
+    positions = tape.empty((1, length), DType.INT64)
+    as_float = tape.empty((1, length), DType.FP32)
+    angles = tape.empty((1, length, size // 2), DType.FP32)
+    both = tape.empty((1, length, size), DType.FP32)
+    tables = []
+    for _ in ("cos", "sin"):
+        value = tape.empty(both.shape, DType.FP32)
+        value = tape.empty(both.shape, DType.FP32)  # times the attention scaling
+        tables.append(value)
+    del positions, as_float, angles, both
+    cosine, sine = tables
+    return tape.cast(cosine, dtype), tape.cast(sine, dtype)
+
+
+def rotate(tape: Tape, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """x·cos + rotate_half(x)·sin for (B, H, T, D), as transformers writes it."""
+    return add(tape, mul(tape, x, cosine), mul(tape, _rotate_half(tape, x), sine))
+
+
+def _rotate_half(tape: Tape, x: Tensor) -> Tensor:
+    half = x.shape[-1] // 2
+    first = slice_last(tape, x, half)
+    second = slice_last(tape, x, half)
+    return cat_last(tape, neg(tape, second), first)
+
+
+def rotate_part(tape: Tape, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Rotary embedding of the first dimensions of each head, the others passed on."""
+    size = cosine.shape[-1]
+    rotated = slice_last(tape, x, size)
+    passed = slice_last(tape, x, x.shape[-1] - size)
+    return cat_last(tape, rotate(tape, rotated, cosine, sine), passed)

@@ -1,0 +1,96 @@
+"""Blocks whose attention and MLP work side by side: GPT-NeoX (Pythia) and Phi."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sftplan.step.blocks.context import activation, attention, rotate_part
+from sftplan.step.ops.matmul import linear
+from sftplan.step.ops.norm import layer_norm
+from sftplan.step.ops.pointwise import add, dropout
+from sftplan.step.ops.shape import heads_of, merge_heads, split
+
+if TYPE_CHECKING:
+    from sftplan.step.blocks.context import Context, LayerWeights
+    from sftplan.step.tape import Tape
+    from sftplan.step.tensor import Tensor
+
+
+def _norm(tape: Tape, w: LayerWeights, name: str, x: Tensor) -> Tensor:
+    return layer_norm(tape, x, w[f"{name}.weight"], w[f"{name}.bias"])
+
+
+def _project(tape: Tape, w: LayerWeights, name: str, x: Tensor) -> Tensor:
+    return linear(tape, x, w[f"{name}.weight"], w.get(f"{name}.bias"))
+
+
+def neox_block(tape: Tape, context: Context, number: int, w: LayerWeights, x: Tensor) -> Tensor:
+    """x + attention(norm₁ x) + mlp(norm₂ x); one after the other where the model says so."""
+    probability = context.model.residual_dropout
+    attended = _neox_attention(tape, context, number, w, _norm(tape, w, "input_layernorm", x))
+    attended = dropout(tape, attended, probability)
+    if not context.model.parallel_residual:
+        attended = add(tape, attended, x)
+        fed = _neox_mlp(tape, context, w, _norm(tape, w, "post_attention_layernorm", attended))
+        return add(tape, dropout(tape, fed, probability), attended)
+    fed = _neox_mlp(tape, context, w, _norm(tape, w, "post_attention_layernorm", x))
+    fed = dropout(tape, fed, probability)
+    x = add(tape, add(tape, fed, attended), x)
+    return x  # noqa: RET504 - the name's lifetime is the modelling code's
+
+
+def _neox_attention(tape: Tape, context: Context, number: int, w: LayerWeights, x: Tensor) -> Tensor:
+    model = context.model
+    qkv = heads_of(tape, _project(tape, w, "attention.query_key_value", x), model.num_heads)
+    q, k, v = split(tape, qkv, *[model.head_dim] * 3)
+    assert context.tables is not None
+    rotated_q = rotate_part(tape, q, *context.tables)
+    rotated_k = rotate_part(tape, k, *context.tables)
+    q, k = rotated_q, rotated_k
+    del rotated_q, rotated_k
+    out = attention(tape, context, number, q, k, v)
+    out = merge_heads(tape, out)
+    out = _project(tape, w, "attention.dense", out)
+    return out  # noqa: RET504
+
+
+def _neox_mlp(tape: Tape, context: Context, w: LayerWeights, x: Tensor) -> Tensor:
+    x = _project(tape, w, "mlp.dense_h_to_4h", x)
+    x = activation(tape, context, x)
+    x = _project(tape, w, "mlp.dense_4h_to_h", x)
+    return x  # noqa: RET504
+
+
+def phi_block(tape: Tape, context: Context, number: int, w: LayerWeights, x: Tensor) -> Tensor:
+    """x + attention(norm x) + mlp(norm x)."""
+    model = context.model
+    residual = x
+    x = _norm(tape, w, "input_layernorm", x)
+    attended = _phi_attention(tape, context, number, w, x)
+    attended = dropout(tape, attended, model.residual_dropout)
+    fed = dropout(tape, _phi_mlp(tape, context, w, x), model.residual_dropout)
+    x = add(tape, add(tape, attended, fed), residual)
+    return x  # noqa: RET504
+
+
+def _phi_attention(tape: Tape, context: Context, number: int, w: LayerWeights, x: Tensor) -> Tensor:
+    model = context.model
+    q = heads_of(tape, _project(tape, w, "self_attn.q_proj", x), model.num_heads)
+    k = heads_of(tape, _project(tape, w, "self_attn.k_proj", x), model.num_kv_heads)
+    v = heads_of(tape, _project(tape, w, "self_attn.v_proj", x), model.num_kv_heads)
+    assert context.tables is not None
+    rotated_q = rotate_part(tape, q, *context.tables)
+    rotated_k = rotate_part(tape, k, *context.tables)
+    q, k = rotated_q, rotated_k
+    del rotated_q, rotated_k
+    out = attention(tape, context, number, q, k, v)
+    out = merge_heads(tape, out)
+    out = _project(tape, w, "self_attn.dense", out)
+    return out  # noqa: RET504
+
+
+def _phi_mlp(tape: Tape, context: Context, w: LayerWeights, x: Tensor) -> Tensor:
+    x = _project(tape, w, "mlp.fc1", x)
+    x = activation(tape, context, x)
+    x = _project(tape, w, "mlp.fc2", x)
+    return x  # noqa: RET504

@@ -1,0 +1,188 @@
+"""Scaled dot-product attention: the flash kernels, and op by op."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sftplan.step.ops.matmul import bmm
+from sftplan.step.ops.pointwise import add, dropout, scale, softmax, tanh
+from sftplan.step.ops.shape import contiguous, transpose
+from sftplan.step.tensor import DType, Tensor
+
+if TYPE_CHECKING:
+    from sftplan.step.autograd import Node
+    from sftplan.step.tape import Tape
+
+FLASH_BLOCK_ROWS = 128  # sequence rounding of the backward's buffers, flash_api.cpp mha_bwd
+EFFICIENT_ROWS = 32  # log-sum-exp rows are padded to this, attention.cu
+FLASH_RNG_BYTES = (16, 8)  # the dropout generator's state and an unused one, each a tensor of its own
+
+
+def attention_flops(batch: int, heads: int, rows: int, columns: int, head_dim: int) -> int:
+    """FLOPs of QKᵀ and of the product with V, not halved for causality.
+
+    4·b·a·T²·d_head                                                      [PaLM, appendix B]
+
+    >>> attention_flops(1, 20, 1024, 1024, 64)  # one layer of GPT-2 Large, forward
+    5368709120
+    """
+    return 2 * 2 * batch * heads * rows * columns * head_dim
+
+
+def flash_attention(
+    tape: Tape, q: Tensor, k: Tensor, v: Tensor, documents: tuple[int, ...] = ()
+) -> Tensor:
+    """softmax(QKᵀ)V without the T×T matrix; q is (B, H, T, D), k and v (B, H_kv, T, D).
+
+    Keeps q, k, v, its result and the log-sum-exp of each row in fp32. `documents` holds the lengths of
+    packed documents that do not see each other (B is then 1).
+    """
+    q, k, v = tape.low(q), tape.low(k), tape.low(v)
+    node = tape.node("attention", (q, k, v), _flash_backward, (q, k, v))
+    batch, heads, length, head_dim = q.shape
+    out = tape.empty(q.shape, q.dtype)
+    out.strided = True  # stored as (B, T, H, D)
+    tape.save(node, out)
+    logsumexp = tape.empty((batch, heads, length), DType.FP32)
+    tape.save(node, logsumexp)
+    for size in FLASH_RNG_BYTES:
+        tape.save(node, tape.empty((size,), DType.BYTE))
+    node.extra = documents
+    _work(tape, "flash", q, k, documents, 1)
+    out.node = node
+    return out
+
+
+def _work(
+    tape: Tape, kind: str, q: Tensor, k: Tensor, documents: tuple[int, ...], times: int
+) -> None:
+    """`times`: forward 1; backward 2, its recomputed QKᵀ not counted as work done."""
+    batch, heads, length, head_dim = q.shape
+    if documents:
+        flops = sum(attention_flops(1, heads, n, n, head_dim) for n in documents)
+    else:
+        flops = attention_flops(batch, heads, length, length, head_dim)
+    mean = sum(n * n for n in documents) // length if documents else length
+    moved = (2 * q.nbytes + 2 * k.nbytes) * times
+    tape.work(kind, q.dtype, flops * times, moved, batch * heads, length, head_dim, mean)
+
+
+def _flash_backward(
+    tape: Tape, node: Node, gradients: list[Tensor | None], saved: list[Tensor]
+) -> list[Tensor | None]:
+    """Three gradients; while it runs an fp32 accumulator of dQ and Σ(dO∘O), k and v per query head."""
+    q, k = saved[0], saved[1]
+    batch, heads, length, head_dim = q.shape
+    dq = tape.empty(q.shape, q.dtype)
+    dk = tape.empty(k.shape, k.dtype)
+    dv = tape.empty(k.shape, k.dtype)
+    for gradient in (dq, dk, dv):
+        gradient.strided = True
+    del gradient
+    rounded = -(-length // FLASH_BLOCK_ROWS) * FLASH_BLOCK_ROWS
+    multiple = 32 if head_dim <= 128 else 64
+    padded_dim = -(-head_dim // multiple) * multiple
+    scratch = [4 * batch * heads * rounded, 4 * batch * rounded * heads * padded_dim]
+    if k.shape[1] != heads:
+        scratch += [batch * heads * length * head_dim * q.dtype.size] * 2
+    tape.scratch(*scratch)
+    _work(tape, "flash_backward", q, k, node.extra, 2)  # type: ignore[arg-type]
+    return [dq, dk, dv]
+
+
+def efficient_attention(
+    tape: Tape, q: Tensor, k: Tensor, v: Tensor, *, masked: bool = False
+) -> Tensor:
+    """The memory-efficient kernel: for fp32, and where a mask is given. Keeps what flash keeps.
+
+    Query groups are spread over the heads first; a mask is (1, 1, T, T) and shared by all layers.
+    """
+    q, k, v = tape.low(q), tape.low(k), tape.low(v)
+    batch, heads, length, _ = q.shape
+    if k.shape[1] != heads:
+        k, v = (_repeated(tape, x, heads) for x in (k, v))
+    node = tape.node("attention", (q, k, v), _efficient_backward, (q, k, v))
+    out = tape.empty(q.shape, q.dtype)
+    out.strided = True
+    tape.save(node, out)
+    rounded = -(-length // EFFICIENT_ROWS) * EFFICIENT_ROWS
+    tape.save(node, tape.empty((batch, heads, rounded), DType.FP32))
+    node.extra = ()
+    _work(tape, "efficient", q, k, (), 1)
+    out.node = node
+    return out
+
+
+def _repeated(tape: Tape, x: Tensor, heads: int) -> Tensor:
+    batch, _, length, head_dim = x.shape
+    node = tape.node("repeat", (x,), _repeat_backward)
+    out = tape.empty((batch, heads, length, head_dim), x.dtype)
+    tape.pointwise("copy", [x, out])
+    out.node = node
+    return out
+
+
+def _repeat_backward(
+    tape: Tape, node: Node, gradients: list[Tensor | None], saved: list[Tensor]
+) -> list[Tensor | None]:
+    gradient = gradients[0]
+    assert gradient is not None
+    out = tape.empty(node.inputs[0][0], gradient.dtype)
+    tape.pointwise("sum", [gradient, out])
+    return [out]
+
+
+def _efficient_backward(
+    tape: Tape, node: Node, gradients: list[Tensor | None], saved: list[Tensor]
+) -> list[Tensor | None]:
+    q, k = saved[0], saved[1]
+    results: list[Tensor | None] = []
+    for like in (q, k, k):
+        gradient = tape.empty(like.shape, like.dtype)
+        gradient.strided = True
+        results.append(gradient)
+        del gradient
+    tape.scratch(4 * q.shape[0] * q.shape[1] * q.shape[2])  # Σ(dO∘O)
+    _work(tape, "efficient_backward", q, k, (), 2)
+    return results
+
+
+def eager_attention(
+    tape: Tape,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    probability: float,
+    *,
+    softcap: bool = False,
+    fp32_softmax: bool = True,
+) -> Tensor:
+    """softmax(QKᵀ)V op by op, with the T×T scores in memory several times."""
+    batch, heads, length, head_dim = q.shape
+    if k.shape[1] != heads:
+        k, v = _repeated(tape, k, heads), _repeated(tape, v, heads)
+    dtype = v.dtype
+    scores = scale(tape, _product(tape, q, k, length, length, head_dim))
+    if softcap:
+        scores = scale(tape, tanh(tape, scale(tape, scores)))
+    scores = add(tape, scores, tape.empty((1, 1, length, length), scores.dtype))
+    if fp32_softmax:
+        scores = tape.cast(scores, DType.FP32)
+    scores = softmax(tape, scores)
+    scores = tape.cast(scores, dtype)
+    scores = dropout(tape, scores, probability)
+    out = _product(tape, scores, v, length, head_dim, length)
+    out = contiguous(tape, transpose(tape, out))
+    return transpose(tape, out)
+
+
+def _product(tape: Tape, a: Tensor, b: Tensor, rows: int, columns: int, inner: int) -> Tensor:
+    a, b = tape.low(a), tape.low(b)
+    if a.strided:
+        a = contiguous(tape, a)
+    if b.strided:
+        b = contiguous(tape, b)
+    out = bmm(tape, a, b, rows, columns, inner)
+    return out
+
+

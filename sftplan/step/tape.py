@@ -1,0 +1,248 @@
+"""The record of one training step: which storage lives when, which work is done where."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sftplan.step.autograd import Frame, Handle, Node, StopRecomputation, run_backward
+from sftplan.step.tensor import DType, Storage, Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from sftplan.step.autograd import Backward
+
+LEAF_SEQUENCE = float("inf")  # AccumulateGrad runs as soon as its gradient is there
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a kernel has to do: `flops` on the units of `dtype`, `nbytes` to and from memory."""
+
+    kind: str
+    dtype: DType
+    flops: int
+    nbytes: int
+    shape: tuple[int, ...] = ()
+
+
+class Tape:
+    """Events of one rank: storage numbers as they are born, their complements as they die.
+
+    `sizes` and `kinds` hold bytes and category of each storage; `works` the kernels of each segment,
+    `hosts` the operations that the host dispatches in it; `marks` where each segment begins.
+    """
+
+    def __init__(self, autocast: DType | None = None, workspace_bytes: int = 0) -> None:
+        self.events: list[int] = []
+        self.sizes: list[int] = []
+        self.kinds: list[str] = []
+        self.marks: list[tuple[int, str]] = []
+        self.works: list[tuple[str, Counter[Work]]] = []
+        self.hosts: list[Counter[str]] = []
+        self.kind = "activations"
+        self.autocast_dtype = autocast
+        self.autocast = False
+        self._casts: dict[Tensor, Tensor] = {}
+        self._sequence = 0
+        self.workspace_bytes = workspace_bytes
+        self._workspaces: dict[bool, Storage] = {}
+        self._in_backward = False
+        self._frame: Frame | None = None
+        self._recomputing: Frame | None = None
+        self.mark("start")
+
+    def mark(self, label: str) -> None:
+        """Begin a segment: a phase, or one layer of it."""
+        self.marks.append((len(self.events), label))
+        self.works.append((label, Counter()))
+        self.hosts.append(Counter())
+
+    # -- memory -------------------------------------------------------------------------------------
+    def empty(self, shape: tuple[int, ...], dtype: DType, kind: str | None = None) -> Tensor:
+        """A new storage of that shape."""
+        size = dtype.size
+        for extent in shape:
+            size *= extent
+        return Tensor(shape, dtype, self.storage(size, kind))
+
+    def empty_like(self, x: Tensor, dtype: DType | None = None) -> Tensor:
+        """A new storage of a tensor's shape and memory order."""
+        out = self.empty(x.shape, dtype or x.dtype)
+        out.strided = x.strided
+        return out
+
+    def storage(self, num_bytes: int, kind: str | None = None) -> Storage:
+        """A new storage of that many bytes."""
+        self.sizes.append(num_bytes)
+        self.kinds.append(kind or self.kind)
+        return Storage(self.events, len(self.sizes) - 1)
+
+    def scratch(self, *num_bytes: int) -> None:
+        """Memory that a kernel holds only while it runs."""
+        held = [self.storage(size, "temporary") for size in num_bytes if size]
+        del held
+
+    def parameter(self, shape: tuple[int, ...], dtype: DType) -> Tensor:
+        """A weight that is trained."""
+        weight = self.empty(shape, dtype, "weights")
+        weight.is_leaf = True
+        weight.node = Node("AccumulateGrad", LEAF_SEQUENCE, [], _accumulate, [])
+        weight.node.extra = None
+        return weight
+
+    def relabel(self, tensor: Tensor, kind: str) -> None:
+        """Put a storage in another category, from its birth on."""
+        self.kinds[tensor.storage.index] = kind
+
+    # -- graph --------------------------------------------------------------------------------------
+    def node(
+        self, name: str, inputs: Sequence[Tensor], backward: Backward, saved: Sequence[Tensor] = ()
+    ) -> Node:
+        """The backward node of an op; `saved` are the inputs it keeps, before the op runs."""
+        self.host(name)
+        edges = [None if x.node is None else (x.node, x.slot) for x in inputs]
+        self._sequence += 1
+        node = Node(name, self._sequence, edges, backward, [(x.shape, x.dtype) for x in inputs])
+        for tensor in saved:
+            self.save(node, tensor)
+        return node
+
+    def save(self, node: Node, tensor: Tensor) -> None:
+        """Keep a tensor for the backward pass, or only its number inside a checkpointed call."""
+        tensor = tensor.detach()
+        if self._recomputing is not None:
+            frame = self._recomputing
+            assert frame.recomputed is not None
+            frame.recomputed[len(frame.recomputed)] = tensor
+            if len(frame.recomputed) == frame.num_saved:
+                raise StopRecomputation
+        elif self._frame is not None:
+            node.saved.append(Handle(self._frame, self._frame.num_saved))
+            self._frame.num_saved += 1
+        else:
+            node.saved.append(tensor)
+
+    def unpack(self, item: Tensor | Handle) -> Tensor:
+        """A saved tensor, computed again if its call was checkpointed."""
+        if isinstance(item, Tensor):
+            return item
+        if item.frame.recomputed is None:
+            self._recompute(item.frame)
+        assert item.frame.recomputed is not None
+        return item.frame.recomputed.pop(item.number)
+
+    def checkpoint(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """Non-reentrant checkpointing of one call (torch.utils.checkpoint)."""
+        self.host("checkpoint")
+        self._frame = Frame(function, tuple(x.detach() for x in inputs))
+        try:
+            return function(*inputs)
+        finally:
+            self._frame = None
+
+    def _recompute(self, frame: Frame) -> None:
+        frame.recomputed = {}
+        outer, self._recomputing = self._recomputing, frame
+        kind, self.kind = self.kind, "activations"
+        autocast, self.autocast = self.autocast, self.autocast_dtype is not None
+        try:
+            inputs = [x.detach() for x in frame.inputs]
+            for x in inputs:
+                x.node = Node("detached", 0, [], _nothing, [])
+            frame.function(*inputs)
+        except StopRecomputation:
+            pass
+        finally:
+            self._recomputing, self.kind, self.autocast = outer, kind, autocast
+            self._casts.clear()
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of a scalar for all parameters."""
+        assert loss.node is not None
+        self._in_backward = True
+        run_backward(self, loss.node, self.empty((), loss.dtype, "temporary"))
+        self._in_backward = False
+
+    # -- types --------------------------------------------------------------------------------------
+    def low(self, x: Tensor) -> Tensor:
+        """Under autocast: the tensor in the low type, a leaf's copy cached until autocast ends."""
+        target = self.autocast_dtype
+        if not self.autocast or target is None or x.dtype is target or x.dtype is not DType.FP32:
+            return x
+        if not x.is_leaf:
+            return self.cast(x, target)
+        if x not in self._casts:
+            self._casts[x] = self.cast(x, target)
+        return self._casts[x]
+
+    def high(self, x: Tensor) -> Tensor:
+        """Under autocast: the tensor in fp32, for the ops that CUDA's autocast runs there."""
+        return self.cast(x, DType.FP32) if self.autocast else x
+
+    def leave_autocast(self) -> None:
+        """End the autocast region and forget the weights' copies."""
+        self.autocast = False
+        self._casts.clear()
+
+    def cast(self, x: Tensor, dtype: DType) -> Tensor:
+        """A copy in another type; the tensor itself if it has it."""
+        if x.dtype is dtype:
+            return x
+        node = self.node("cast", (x,), _cast_backward)
+        out = self.empty_like(x, dtype)
+        self.pointwise("cast", [x, out])
+        out.node = None if x.node is None else node
+        return out
+
+    def cast_gradient(self, gradient: Tensor, dtype: DType) -> Tensor:
+        """A gradient brought to its input's type."""
+        out = self.empty_like(gradient, dtype)
+        self.pointwise("cast", [gradient, out])
+        return out
+
+    # -- work ---------------------------------------------------------------------------------------
+    def pointwise(self, kind: str, moved: Sequence[Tensor]) -> None:
+        """A memory-bound kernel that reads or writes each of these once."""
+        self.works[-1][1][Work(kind, moved[-1].dtype, 0, sum(x.nbytes for x in moved))] += 1
+
+    def work(self, kind: str, dtype: DType, flops: int, num_bytes: int, *shape: int) -> None:
+        """A kernel with arithmetic that counts."""
+        self.works[-1][1][Work(kind, dtype, flops, num_bytes, shape)] += 1
+
+    def touch_workspace(self) -> None:
+        """cuBLAS takes a workspace at its first product in each thread, and keeps it."""
+        if self.workspace_bytes and self._in_backward not in self._workspaces:
+            self._workspaces[self._in_backward] = self.storage(self.workspace_bytes, "workspace")
+
+    def host(self, name: str, *, backward: bool = False) -> None:
+        """One operation that the host dispatches."""
+        self.hosts[-1][name + "*" if backward else name] += 1
+
+
+def _nothing(
+    tape: Tape, node: Node, gradients: list[Tensor | None], saved: list[Tensor]
+) -> list[Tensor | None]:
+    return []
+
+
+def _cast_backward(
+    tape: Tape, node: Node, gradients: list[Tensor | None], saved: list[Tensor]
+) -> list[Tensor | None]:
+    return [gradients[0]]  # brought to the input's type by the engine
+
+
+def _accumulate(
+    tape: Tape, node: Node, gradients: list[Tensor | None], saved: list[Tensor]
+) -> list[Tensor | None]:
+    """The leaf takes a gradient over, or adds it in place to the one it has."""
+    gradient = gradients[0]
+    assert gradient is not None
+    if isinstance(node.extra, Tensor):
+        tape.pointwise("add_", [node.extra, gradient, node.extra])
+    else:
+        tape.relabel(gradient, "gradients")
+        node.extra = gradient.detach()
+    return []

@@ -1,0 +1,95 @@
+"""Tensors without data: a shape, a type, and a storage whose birth and death go on the tape.
+
+A storage dies when its last reference does, exactly as PyTorch's do: the blocks in step/blocks.py are
+written with the local variables of the modelling code they stand for, so lifetimes need no bookkeeping.
+"""
+
+from __future__ import annotations
+
+import sys
+from enum import Enum
+from math import prod
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sftplan.step.autograd import Node
+
+
+class DType(Enum):
+    """An element type; its value is a name and its size in bytes."""
+
+    FP32 = ("fp32", 4)
+    BF16 = ("bf16", 2)
+    FP16 = ("fp16", 2)
+    INT64 = ("int64", 8)
+    INT32 = ("int32", 4)
+    BYTE = ("byte", 1)
+
+    def __init__(self, label: str, size: int) -> None:
+        self.label = label
+        self.size = size
+
+
+class Storage:
+    """One block of memory; `index` is its place in the tape's list of sizes."""
+
+    __slots__ = ("events", "index")
+
+    def __init__(self, events: list[int], index: int) -> None:
+        self.events = events
+        self.index = index
+        events.append(index)
+
+    def __del__(self) -> None:
+        self.events.append(~self.index)
+
+
+class Tensor:
+    """A view of a storage; `node` is what its gradient flows to, None where none is wanted.
+
+    `strided` says that the memory is in another order than the shape: such a tensor has to be copied
+    before it can be seen in a shape of fewer dimensions.
+    """
+
+    __slots__ = ("dtype", "is_leaf", "node", "shape", "slot", "storage", "strided")
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        dtype: DType,
+        storage: Storage,
+        node: Node | None = None,
+        slot: int = 0,
+        *,
+        is_leaf: bool = False,
+        strided: bool = False,
+    ) -> None:
+        self.shape = shape
+        self.dtype = dtype
+        self.storage = storage
+        self.node = node
+        self.slot = slot
+        self.is_leaf = is_leaf
+        self.strided = strided
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the elements that this view shows."""
+        return prod(self.shape) * self.dtype.size
+
+    def detach(self) -> Tensor:
+        """The same memory outside the graph."""
+        return Tensor(self.shape, self.dtype, self.storage, strided=self.strided)
+
+    def view(self, *shape: int) -> Tensor:
+        """The same memory in another shape, outside the graph."""
+        return Tensor(shape, self.dtype, self.storage)
+
+    def owns_storage(self) -> bool:
+        """Whether nobody else refers to the storage: then a gradient may be added in place."""
+        return sys.getrefcount(self.storage) <= 2  # this tensor and the call itself

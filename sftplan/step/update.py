@@ -1,0 +1,44 @@
+"""What follows the backward pass: clipping and the optimizer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sftplan.step.tensor import DType, Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sftplan.step.tape import Tape
+
+FOREACH_CHUNK_ELEMENTS = 65536  # kChunkSize of aten/native/cuda/MultiTensorApply.cuh
+
+
+def clip(tape: Tape, weights: Sequence[Tensor]) -> None:
+    """torch.nn.utils.clip_grad_norm_ with foreach kernels: a partial sum per chunk, a norm per tensor."""
+    chunks = max(-(-w.numel // FOREACH_CHUNK_ELEMENTS) for w in weights)
+    partial = tape.empty((len(weights), chunks), DType.FP32, "temporary")
+    norms = [tape.empty((), w.dtype, "temporary") for w in weights]
+    del partial
+    stacked = tape.empty((len(weights),), weights[0].dtype, "temporary")
+    total = tape.empty((), weights[0].dtype, "temporary")
+    del norms, stacked
+    tape.pointwise("norm", list(weights))
+    tape.pointwise("clip", [*weights, *weights])
+    del total
+
+
+class Optimizer:
+    """torch.optim.AdamW with its fused kernel: two moments and a step counter per tensor."""
+
+    def __init__(self) -> None:
+        self.states: list[Tensor] = []
+
+    def step(self, tape: Tape, weights: Sequence[Tensor]) -> None:
+        """One update; the first creates the states."""
+        if not self.states:
+            for weight in weights:
+                self.states.append(tape.empty((), DType.FP32, "optimizer"))
+                for _ in ("exp_avg", "exp_avg_sq"):
+                    self.states.append(tape.empty(weight.shape, weight.dtype, "optimizer"))
+        tape.pointwise("adamw", [x for w in weights for x in (w, w, w, w, w, w, w)])
