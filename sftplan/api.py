@@ -74,9 +74,8 @@ class _Request:
 def _measure_data(data: str | Path | None, model: ModelShape, seq_len: int) -> Any:
     if data is None:
         return None
-    if not Path(data).is_file():
-        what = "is not a file" if Path(data).exists() else "does not exist"
-        message = f"--data {data} {what}"
+    if not Path(data).exists():
+        message = f"--data {data} does not exist"
         raise UsageError(message)
     from sftplan.data.lengths import measure_lengths
 
@@ -212,11 +211,14 @@ def compare(
         message = f"--sort {sort!r} is none of {', '.join(SORTS)}"
         raise UsageError(message)
     request = _request(model, seq_len, knobs)
-    names = offer_names() if on is None else on
-    rows = []
-    for name in names:
-        machine = load_hardware(name, gpus=gpus, nodes=nodes)
-        rows.append(_row(request, machine))
+    sizes = {"gpus": gpus, "nodes": nodes}
+    for name, value in sizes.items():
+        if value is not None:
+            check_count(name, value)
+    if on is None:
+        rows = [_offer_row(request, name, sizes) for name in offer_names()]
+    else:
+        rows = [_row(request, load_hardware(name, **sizes)) for name in on]
     return Comparison(
         created_by=f"sftplan {__version__}",
         command=list(sys.argv) if command is None else list(command),
@@ -245,6 +247,18 @@ def _row(request: _Request, machine: Hardware) -> Row:
     except SftplanError as error:  # this machine's own, such as a batch that it cannot split
         return Row(hardware=machine.name, num_gpus=machine.num_gpus, reason=error.message)
     return comparison_row(choice, machine, workload, request.pinned)
+
+
+def _offer_row(request: _Request, name: str, sizes: Mapping[str, int | None]) -> Row:
+    """The row of one of many offers: what it cannot be resized to is its own reason."""
+    from sftplan.facts.profiles import load_hardware
+    from sftplan.plan.comparison import Row
+
+    try:
+        machine = load_hardware(name, **sizes)
+    except SftplanError as error:
+        return Row(hardware=name, reason=error.message)
+    return _row(request, machine)
 
 
 def _entry(module_name: str, function: str, what: str) -> Any:

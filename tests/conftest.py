@@ -71,6 +71,7 @@ RATES = Rates(
 MODEL = ModelFacts(
     name="gpt2-large",
     source="builtin",
+    hub_id="openai-community/gpt2-large",
     model_type="gpt2",
     num_parameters=774_030_080,
     num_trainable=774_030_080,

@@ -12,6 +12,8 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from sftplan.report.style import Style
+
 
 def print_json(document: Mapping[str, object] | Sequence[object]) -> None:
     """The one JSON document of `--json`; NaN and infinities are a bug of ours, not output."""
@@ -39,3 +41,10 @@ def use_colour() -> bool:
 def use_unicode() -> bool:
     """Whether standard output can show block characters."""
     return (sys.stdout.encoding or "").lower().replace("-", "") in ("utf8", "utf16", "utf32")
+
+
+def terminal_style() -> Style:
+    """What standard output can show."""
+    from sftplan.report.style import Style
+
+    return Style(colour=use_colour(), unicode=use_unicode())

@@ -66,6 +66,7 @@ def model_facts(model: ModelShape) -> ModelFacts:
     return ModelFacts(
         name=model.name,
         source=model.source,
+        hub_id=model.hub_id,
         model_type=model.model_type,
         num_parameters=total,
         num_trainable=total,
@@ -185,10 +186,11 @@ def time_record(
 
 def cost_record(hardware: HardwareFacts, total_s: float | None) -> Cost:
     """Money for the run: the price of all nodes, from start to end."""
-    price = hardware.usd_per_hour
-    known = price is not None and total_s is not None
+    price, usd = hardware.usd_per_hour, None
+    if price is not None and total_s is not None:
+        usd = price * total_s / SECONDS_PER_HOUR
     return Cost(
-        usd=price * total_s / SECONDS_PER_HOUR if known and price and total_s else None,
+        usd=usd,
         usd_per_hour=price,
         price_as_of=hardware.price_as_of,
     )

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from sftplan.facts.hardware import Source
 from sftplan.facts.params import num_parameters
 from sftplan.facts.strategy import Attention, Optimizer, Precision
-from sftplan.units import format_count
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -76,13 +75,11 @@ def _data_warnings(model: ModelShape, workload: Workload) -> list[str]:
             f"{lengths.num_dropped} of {lengths.num_dropped + lengths.num_examples} examples will "
             "be dropped: `sftplan data inspect` shows why"
         )
-    trainable = num_parameters(model)
-    if workload.num_examples is not None and workload.num_examples < trainable:
-        ratio = trainable / workload.num_examples
-        warnings.append(
-            f"{format_count(workload.num_examples)} examples for {format_count(trainable)} trained "
-            f"parameters, 1 to {format_count(ratio)}: expect variance, watch a held-out loss"
-        )
+    if workload.num_examples is not None:
+        from sftplan.data.lengths import generalisation_ratio
+
+        _, warning = generalisation_ratio(workload.num_examples, num_parameters(model))
+        warnings += [warning] if warning else []
     return warnings
 
 

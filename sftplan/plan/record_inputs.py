@@ -20,10 +20,14 @@ from sftplan.facts.workload import LengthStatistics  # noqa: TC001
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
-    """The model. `shape_sha256` is of its whole shape: another shape is another plan."""
+    """The model. `shape_sha256` is of its whole shape: another shape is another plan.
+
+    `hub_id` is where weights and tokenizer of a built-in model are.
+    """
 
     name: str
     source: str
+    hub_id: str | None = None
     model_type: str
     num_parameters: int
     num_trainable: int
