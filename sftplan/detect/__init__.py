@@ -1,0 +1,1 @@
+"""What this machine has: GPUs by NVML, memory and processors by the operating system."""
