@@ -117,7 +117,8 @@ def run_backward(tape: Tape, root: Node, gradient: Tensor) -> None:
 
 def _call(tape: Tape, node: Node, gradients: list[Tensor | None]) -> list[Tensor | None]:
     saved = [tape.unpack(item) for item in node.saved] if node.saved else []
-    tape.host(node.name, backward=True)
+    if node.name:
+        tape.host(node.name, backward=True)
     outputs = list(node.backward(tape, node, gradients, saved))
     for position, output in enumerate(outputs):
         if output is not None and node.edges[position] is not None:

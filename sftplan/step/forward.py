@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sftplan.facts.model import Family, ModelShape
 from sftplan.facts.params import parameters
-from sftplan.facts.strategy import Checkpointing, Strategy
+from sftplan.facts.strategy import Checkpointing
 from sftplan.step.blocks import BLOCKS
 from sftplan.step.blocks.context import Context, rotary_tables
 from sftplan.step.blocks.llama import norm
@@ -17,6 +16,11 @@ from sftplan.step.ops.pointwise import add, dropout, scale
 from sftplan.step.tensor import DType, Tensor
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sftplan.facts.model import ModelShape
+    from sftplan.facts.strategy import Strategy
+    from sftplan.step.autograd import Node
     from sftplan.step.tape import Tape
 
 
@@ -26,16 +30,17 @@ class Weights:
 
     layers: list[dict[str, Tensor]] = field(default_factory=list)
     others: dict[str, Tensor] = field(default_factory=dict)
-    ordered: list[Tensor] = field(default_factory=list)
+    ordered: list[tuple[int | None, Tensor]] = field(default_factory=list)
 
 
 def build_weights(tape: Tape, model: ModelShape, dtype: DType) -> Weights:
     """Allocate the parameters in `model.parameters()` order."""
     weights = Weights(layers=[{} for _ in range(model.num_layers)])
     for parameter in parameters(model):
+        number, name = _layer_of(parameter.name)
+        tape.owner = number
         tensor = tape.parameter(parameter.shape, dtype)
-        weights.ordered.append(tensor)
-        prefix, number, name = _layer_of(parameter.name)
+        weights.ordered.append((number, tensor))
         if number is None:
             weights.others[parameter.name] = tensor
         else:
@@ -43,12 +48,15 @@ def build_weights(tape: Tape, model: ModelShape, dtype: DType) -> Weights:
     return weights
 
 
-def _layer_of(name: str) -> tuple[str, int | None, str]:
-    parts = name.split(".")
-    for position, part in enumerate(parts):
-        if part.isdigit():
-            return ".".join(parts[:position]), int(part), ".".join(parts[position + 1 :])
-    return "", None, name
+def _layer_of(name: str) -> tuple[int | None, str]:
+    """The number of the layer and the name within it.
+
+    >>> _layer_of("transformer.h.3.ln_1.weight"), _layer_of("lm_head.weight")
+    ((3, 'ln_1.weight'), (None, 'lm_head.weight'))
+    """
+    _, dot, rest = name.partition(".layers." if ".layers." in name else ".h.")
+    number, _, inner = rest.partition(".")
+    return (int(number), inner) if dot else (None, name)
 
 
 def hidden_states(
@@ -63,11 +71,12 @@ def hidden_states(
     x = tokens if positions is None else add(tape, tokens, positions)
     x = dropout(tape, x, model.embedding_dropout)
     for number, layer in enumerate(weights.layers):
-        tape.mark(f"forward {number}")
+        tape.mark("forward", number)
         if strategy.checkpointing is Checkpointing.NONE:
             x = BLOCKS[model.family](tape, context, number, layer, x)
         else:
             x = tape.checkpoint(_layer_call(tape, context, number, layer), x)
+        x = boundary(tape, number, x)
     tape.mark("forward end")
     x = _final_norm(tape, context, weights, x)
     return x  # noqa: RET504
@@ -78,7 +87,28 @@ def _final_norm(tape: Tape, context: Context, weights: Weights, x: Tensor) -> Te
     return x if name is None else norm(tape, context, weights.others, name.removesuffix(".weight"), x)
 
 
-def _layer_call(tape: Tape, context: Context, number: int, layer: dict[str, Tensor]):
+def boundary(tape: Tape, number: int, x: Tensor) -> Tensor:
+    """Nothing but a mark on the tape where the backward pass enters a layer."""
+    assert x.node is not None
+    node = tape.silent_node((x,), _enter_layer)
+    node.extra = number
+    out = x.detach()
+    out.node = node
+    return out
+
+
+def _enter_layer(
+    tape: Tape, node: Node, gradients: list[Tensor | None], saved: list[Tensor]
+) -> list[Tensor | None]:
+    layer = node.extra
+    assert isinstance(layer, int)
+    tape.mark("backward", layer)
+    return gradients
+
+
+def _layer_call(
+    tape: Tape, context: Context, number: int, layer: dict[str, Tensor]
+) -> Callable[[Tensor], Tensor]:
     block = BLOCKS[context.model.family]
 
     def call(x: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ def simulate(model: ModelShape, strategy: Strategy, seq_len: int, num_steps: int
         tape.mark("optimizer")
         optimizer.step(tape, weights.ordered)
         tape.mark("zero_grad")
-        for w in weights.ordered:
+        for _, w in weights.ordered:
             w.node.extra = None
         del ids
     tape.mark("end")

@@ -31,7 +31,7 @@ class Work:
 class Tape:
     """Events of one rank: storage numbers as they are born, their complements as they die.
 
-    `sizes` and `kinds` hold bytes and category of each storage; `works` the kernels of each segment,
+    `sizes`, `kinds` and `owners` hold bytes, category and layer of each storage; `works` the kernels of each segment,
     `hosts` the operations that the host dispatches in it; `marks` where each segment begins.
     """
 
@@ -39,6 +39,8 @@ class Tape:
         self.events: list[int] = []
         self.sizes: list[int] = []
         self.kinds: list[str] = []
+        self.owners: list[int | None] = []
+        self.owner: int | None = None
         self.marks: list[tuple[int, str]] = []
         self.works: list[tuple[str, Counter[Work]]] = []
         self.hosts: list[Counter[str]] = []
@@ -54,8 +56,10 @@ class Tape:
         self._recomputing: Frame | None = None
         self.mark("start")
 
-    def mark(self, label: str) -> None:
-        """Begin a segment: a phase, or one layer of it."""
+    def mark(self, label: str, layer: int | None = None) -> None:
+        """Begin a segment: a phase, or one layer of it, which then owns what is born."""
+        self.owner = layer
+        label = label if layer is None else f"{label} {layer}"
         self.marks.append((len(self.events), label))
         self.works.append((label, Counter()))
         self.hosts.append(Counter())
@@ -78,6 +82,7 @@ class Tape:
         """A new storage of that many bytes."""
         self.sizes.append(num_bytes)
         self.kinds.append(kind or self.kind)
+        self.owners.append(self.owner)
         return Storage(self.events, len(self.sizes) - 1)
 
     def scratch(self, *num_bytes: int) -> None:
@@ -109,6 +114,12 @@ class Tape:
         for tensor in saved:
             self.save(node, tensor)
         return node
+
+    def silent_node(self, inputs: Sequence[Tensor], backward: Backward) -> Node:
+        """A node that stands for no operation."""
+        edges = [None if x.node is None else (x.node, x.slot) for x in inputs]
+        self._sequence += 1
+        return Node("", self._sequence, edges, backward, [(x.shape, x.dtype) for x in inputs])
 
     def save(self, node: Node, tensor: Tensor) -> None:
         """Keep a tensor for the backward pass, or only its number inside a checkpointed call."""

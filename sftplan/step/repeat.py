@@ -1,0 +1,143 @@
+"""Many equal layers from a few: the events of a tape of five layers, written out for any number.
+
+The first two and the last two layers stand as they are; the middle one is repeated. Storages are renamed by the
+layer that owns them and their place among those born with them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sftplan.step.tape import Tape
+
+FEW_LAYERS = 5
+MIDDLE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A stretch of the tape: phase, layer (None: of no single one) and how often that pair came before."""
+
+    phase: str
+    layer: int | None
+    occurrence: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """Births and deaths with the sizes and kinds of the storages; marks where segments begin."""
+
+    events: list[int]
+    sizes: list[int]
+    kinds: list[str]
+    marks: list[tuple[int, str]]
+
+
+def segments(tape: Tape) -> list[Segment]:
+    """The tape cut at its marks."""
+    seen: Counter[str] = Counter()
+    out = []
+    stops = [position for position, _ in tape.marks[1:]] + [len(tape.events)]
+    for (start, label), stop in zip(tape.marks, stops, strict=True):
+        phase, _, number = label.rpartition(" ")
+        if number.isdigit():
+            out.append(Segment(phase, int(number), seen[label], start, stop))
+        else:
+            out.append(Segment(label, None, seen[label], start, stop))
+        seen[label] += 1
+    return out
+
+
+def multiplicity(layer: int | None, num_layers: int) -> int:
+    """For how many layers of the many a layer of the few stands.
+
+    >>> [multiplicity(layer, 36) for layer in range(5)]
+    [1, 1, 32, 1, 1]
+    """
+    return num_layers - FEW_LAYERS + 1 if layer == MIDDLE else 1
+
+
+def sequence(few: list[Segment], num_layers: int) -> Iterator[tuple[Segment, int]]:
+    """The few segments in the order of the many, each with the shift of its layer."""
+    last = num_layers - FEW_LAYERS
+    for segment in few:
+        if segment.layer != MIDDLE:
+            yield segment, last if segment.layer is not None and segment.layer > MIDDLE else 0
+            continue
+        shifts = range(last + 1)
+        yield from (
+            (segment, s) for s in (reversed(shifts) if segment.phase == "backward" else shifts)
+        )
+
+
+class _Names:
+    """Numbers of the many storages by where the few are born."""
+
+    def __init__(self, tape: Tape, few: list[Segment]) -> None:
+        self.places: list[tuple[str, int, int]] = [("", 0, 0)] * len(tape.sizes)
+        for segment in few:
+            born: Counter[int | None] = Counter()
+            for event in tape.events[segment.start : segment.stop]:
+                if event >= 0:
+                    owner = tape.owners[event]
+                    self.places[event] = (segment.phase, segment.occurrence, born[owner])
+                    born[owner] += 1
+        self.numbers: dict[tuple[tuple[str, int, int], int | None], int] = {}
+
+
+def expand(tape: Tape, num_layers: int) -> Events:
+    """The events of `num_layers` layers from those of five."""
+    few = segments(tape)
+    names = _Names(tape, few)
+    out = Events([], [], [], [])
+    for segment, shift in sequence(few, num_layers):
+        layer = None if segment.layer is None else segment.layer + shift
+        label = segment.phase if layer is None else f"{segment.phase} {layer}"
+        out.marks.append((len(out.events), label))
+        stretch = tape.events[segment.start : segment.stop]
+        if layer is not None:
+            _write(tape, stretch, shift, names, out)
+        else:
+            _write_for_all(tape, stretch, num_layers, names, out)
+    return out
+
+
+def _write_for_all(
+    tape: Tape, stretch: list[int], num_layers: int, names: _Names, out: Events
+) -> None:
+    """A stretch of no single layer: what it does to the middle layer it does to all it stands for."""
+    last = num_layers - FEW_LAYERS
+    before: int | None = None
+    for owner, run in groupby(stretch, key=lambda e: tape.owners[e if e >= 0 else ~e]):
+        events = list(run)
+        if owner == MIDDLE:
+            shifts = range(last + 1)
+            falling = before is not None and before > MIDDLE
+            for shift in reversed(shifts) if falling else shifts:
+                _write(tape, events, shift, names, out)
+        else:
+            _write(tape, events, last if owner is not None and owner > MIDDLE else 0, names, out)
+        before = owner
+
+
+def _write(tape: Tape, stretch: list[int], shift: int, names: _Names, out: Events) -> None:
+    owners, places, numbers = tape.owners, names.places, names.numbers
+    for event in stretch:
+        index = event if event >= 0 else ~event
+        owner = owners[index]
+        key = (places[index], None if owner is None else owner + shift)
+        if event >= 0:
+            number = numbers[key] = len(out.sizes)
+            out.sizes.append(tape.sizes[index])
+            out.kinds.append(tape.kinds[index])
+            out.events.append(number)
+        else:
+            out.events.append(~numbers.pop(key))
