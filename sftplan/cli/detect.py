@@ -69,7 +69,13 @@ def _print_without_gpu(host: Host, error: SftplanError, *, as_json: bool) -> Non
     from sftplan.report.hardware import render_host
 
     if as_json:
-        document = {"name": None, "num_gpus": 0, "gpu": None, "host": asdict(host), "devices": []}
+        document: dict[str, Any] = {
+            "name": None,
+            "num_gpus": 0,
+            "gpu": None,
+            "host": asdict(host),
+            "devices": [],
+        }
         print_json({**_head(), **document, "problem": error.message})
     else:
         print_text("\n".join(["no GPU", *render_host(host)]))
