@@ -22,7 +22,7 @@ def pack(lengths: Sequence[int], seq_len: int) -> list[list[int]]:
     order, so a shuffled input gives other company to each example.
 
     >>> pack([5, 3, 8, 2, 2], seq_len=10)
-    [[2, 3], [0, 1, 4]]
+    [[2, 4], [0, 1, 3]]
     """
     rows: list[list[int]] = []
     rows_by_room: dict[int, list[int]] = {}  # room in tokens -> rows with exactly that room

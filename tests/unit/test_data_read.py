@@ -1,0 +1,347 @@
+"""Instruction files in all layouts, and everything that must not be accepted without a word."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sftplan.data.conversation import Role
+from sftplan.data.read import read_instructions
+from sftplan.errors import SftplanError, UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+GOOD = '{"instruction": "Say hello.", "output": "Hello."}'
+CHAT = '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}'
+
+
+def write(folder: Path, text: str | bytes, name: str = "data.jsonl") -> Path:
+    file = folder / name
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return file
+
+
+def said(file: Path) -> list[list[tuple[str, str]]]:
+    return [
+        [(t.role.value, t.text) for t in c.turns] for c in read_instructions(file).conversations
+    ]
+
+
+@pytest.mark.parametrize(
+    ("record", "turns"),
+    [
+        ({"instruction": "Q", "output": "A"}, [("user", "Q"), ("assistant", "A")]),
+        ({"instruction": "Q", "input": "", "response": "A"}, [("user", "Q"), ("assistant", "A")]),
+        (
+            {"instruction": "Q", "input": "I", "output": "A", "system": "S"},
+            [("system", "S"), ("user", "Q\n\nI"), ("assistant", "A")],
+        ),
+        (
+            {"instruction": "Q", "output": "A", "history": [["q", "a"]]},
+            [("user", "q"), ("assistant", "a"), ("user", "Q"), ("assistant", "A")],
+        ),
+        ({"prompt": "P: ", "completion": " C"}, [("user", "P: "), ("assistant", " C")]),
+        (
+            {
+                "prompt": [{"role": "user", "content": "Q"}],
+                "completion": [{"role": "assistant", "content": "A"}],
+            },
+            [("user", "Q"), ("assistant", "A")],
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "system", "content": "S"},
+                    {"role": "user", "content": [{"type": "text", "text": "Q"}]},
+                    {"role": "assistant", "content": "A"},
+                ]
+            },
+            [("system", "S"), ("user", "Q"), ("assistant", "A")],
+        ),
+        (
+            {
+                "conversations": [
+                    {"from": "human", "value": "Q"},
+                    {"from": "gpt", "value": "A"},
+                    {"from": "observation", "value": "R"},
+                    {"from": "gpt", "value": "B"},
+                ],
+                "tools": "[]",
+            },
+            [("user", "Q"), ("assistant", "A"), ("tool", "R"), ("assistant", "B")],
+        ),
+    ],
+)
+def test_layouts(tmp_path: Path, record: object, turns: list[tuple[str, str]]) -> None:
+    assert said(write(tmp_path, json.dumps(record))) == [turns]
+    assert said(write(tmp_path, json.dumps([record], indent=2), "data.json")) == [turns]
+
+
+def test_tool_calls_keep_their_json(tmp_path: Path) -> None:
+    call = {"name": "search", "arguments": {"q": "x"}}
+    turns = [
+        {"from": "human", "value": "Q"},
+        {"from": "function_call", "value": json.dumps(call)},
+        {"from": "observation", "value": "R"},
+        {"from": "gpt", "value": "A"},
+    ]
+    tools = json.dumps([{"name": "search"}])
+    file = write(tmp_path, json.dumps({"conversations": turns, "tools": tools}))
+    (conversation,) = read_instructions(file).conversations
+    assert conversation.turns[1].role is Role.ASSISTANT
+    assert json.loads(conversation.turns[1].calls) == call
+    assert json.loads(conversation.tools) == [{"name": "search"}]
+
+
+def test_places_count_lines_and_rows_from_one(tmp_path: Path) -> None:
+    lines = read_instructions(write(tmp_path, f"\n{GOOD}\n\n{GOOD}\n")).conversations
+    assert [(c.place.row, c.place.line) for c in lines] == [(1, 2), (2, 4)]
+    array = write(tmp_path, f"[\n{GOOD},\n\n{GOOD}]", "data.json")
+    assert [c.place.line for c in read_instructions(array).conversations] == [2, 4]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xef\xbb\xbf" + GOOD.encode(),
+        GOOD.encode() + b"\r\n" + GOOD.encode() + b"\r\n",
+        '{"instruction": "a\u2028b", "output": "Ä 😀"}'.encode(),
+        f"[{GOOD}]".encode(),
+        b"\n\n" + GOOD.encode(),
+    ],
+    ids=["bom", "crlf", "line separator", "array", "blank lines"],
+)
+def test_unusual_but_good(tmp_path: Path, data: bytes) -> None:
+    assert read_instructions(write(tmp_path, data)).conversations
+
+
+DEEP = 100_000
+BAD_LINES = {
+    "truncated": GOOD[:-5],
+    "trailing comma": GOOD[:-1] + ",}",
+    "single quotes": "{'instruction': 'a', 'output': 'b'}",
+    "bare word": "hello",
+    "two objects": GOOD + GOOD,
+    "two objects with comma": GOOD + ", " + GOOD,
+    "pretty printed": '{\n  "instruction": "a",\n  "output": "b"\n}',
+    "raw control character": '{"instruction": "a\x01", "output": "b"}',
+    "raw NUL": '{"instruction": "a\x00", "output": "b"}',
+    "latin-1 byte": b'{"instruction": "\xe9", "output": "b"}',
+    "cut UTF-8": b'{"instruction": "\xf0\x9f", "output": "b"}',
+    "lone surrogate": '{"instruction": "\\ud800", "output": "b"}',
+    "NaN": '{"instruction": "a", "output": "b", "score": NaN}',
+    "Infinity": '{"instruction": "a", "output": "b", "score": -Infinity}',
+    "number too large": '{"instruction": "a", "output": "b", "score": 1e999}',
+    "5000 digits": '{"instruction": "a", "output": "b", "n": ' + "1" * 5000 + "}",
+    "duplicate key": '{"instruction": "a", "output": "b", "output": "c"}',
+    "array line": '["a", "b"]x',
+    "string line": '"a"',
+    "number line": "17",
+    "null line": "null",
+    "empty object": "{}",
+    "unknown fields": '{"question": "a", "answer": "b"}',
+    "misspelt field": '{"instruction": "a", "ouput": "b"}',
+    "prompt only": '{"prompt": "a"}',
+    "completion only": '{"completion": "a"}',
+    "instruction only": '{"instruction": "a", "input": ""}',
+    "null response": '{"instruction": "a", "output": null}',
+    "null completion": '{"prompt": "a", "completion": null}',
+    "number completion": '{"prompt": "a", "completion": 3}',
+    "boolean response": '{"instruction": "a", "output": true}',
+    "list completion": '{"prompt": "a", "completion": ["b", "c"]}',
+    "object response": '{"instruction": "a", "output": {"text": "b"}}',
+    "empty response": '{"instruction": "a", "output": ""}',
+    "blank response": '{"instruction": "a", "output": " \\n"}',
+    "empty prompt": '{"prompt": "", "completion": "b"}',
+    "two answers": '{"instruction": "a", "output": "b", "response": "c"}',
+    "messages a string": '{"messages": "hello"}',
+    "messages null": '{"messages": null}',
+    "messages empty": '{"messages": []}',
+    "messages of strings": '{"messages": ["hello"]}',
+    "unknown role": CHAT.replace("assistant", "wizard"),
+    "role missing": CHAT.replace('"role": "assistant", ', ""),
+    "role a number": CHAT.replace('"assistant"', "3"),
+    "content missing": CHAT.replace(', "content": "Ho"', ""),
+    "content null": CHAT.replace('"Ho"', "null"),
+    "content a number": CHAT.replace('"Ho"', "5"),
+    "image part": CHAT.replace('"Hi"', '[{"type": "image_url", "image_url": "x"}]'),
+    "no assistant": CHAT.replace("assistant", "user"),
+    "assistant first": CHAT.replace('"user"', '"assistant"'),
+    "system last": CHAT[:-2] + ', {"role": "system", "content": "S"}]}',
+    "only a system turn": '{"messages": [{"role": "system", "content": "S"}]}',
+    "broken tools": '{"tools": "[", ' + CHAT[1:],
+    "deep nesting": '{"instruction": "a", "output": ' + "[" * DEEP + "]" * DEEP + "}",
+}
+
+
+@pytest.mark.parametrize("bad", BAD_LINES.values(), ids=BAD_LINES.keys())
+def test_no_bad_line_is_accepted_without_a_word(tmp_path: Path, bad: str | bytes) -> None:
+    raw = bad if isinstance(bad, bytes) else bad.encode()
+    file = write(tmp_path, GOOD.encode() + b"\n" + raw + b"\n" + GOOD.encode() + b"\n")
+    with pytest.raises(UsageError) as refusal:
+        read_instructions(file)
+    assert f"{file}:2:" in refusal.value.message
+    assert len(refusal.value.message) < 4000
+    read = read_instructions(file, skip_bad=4)
+    assert len(read.conversations) == 2
+    assert read.skipped[0].place.line == 2
+
+
+BAD_FILES = {
+    "empty": b"",
+    "only newlines": b"\n\n\n",
+    "empty array": b"[]",
+    "utf-16": GOOD.encode("utf-16"),
+    "gzip": gzip.compress(GOOD.encode()),
+    "zip": b"PK\x03\x04rest",
+    "web page": b"<!DOCTYPE html><html></html>",
+    "git lfs": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+    "broken parquet": b"PAR1 and no more",
+    "array without end": f"[{GOOD},\n{GOOD}".encode(),
+    "array with trailing comma": f"[{GOOD},]".encode(),
+    "array without comma": f"[{GOOD}\n{GOOD}]".encode(),
+    "text after the array": f"[{GOOD}]\n{GOOD}".encode(),
+    "array of strings": b'["a", "b"]',
+    "array with latin-1": b'[{"instruction": "\xe9", "output": "b"}]',
+    "deep array": b"[" * DEEP,
+    "only prompts": b'{"prompt": "a"}\n{"prompt": "b"}\n',
+    "wrapped": b'{"data": [{"instruction": "a", "output": "b"}]}',
+}
+
+
+@pytest.mark.parametrize("bad", BAD_FILES.values(), ids=BAD_FILES.keys())
+@pytest.mark.parametrize("name", ["data.jsonl", "data.json"])
+def test_no_bad_file_is_accepted(tmp_path: Path, bad: bytes, name: str) -> None:
+    file = write(tmp_path, bad, name)
+    with pytest.raises(UsageError, match="data"):
+        read_instructions(file, skip_bad=1000)
+
+
+def test_messages_name_line_field_reason_and_remedy(tmp_path: Path) -> None:
+    file = write(tmp_path, GOOD + "\n" + CHAT.replace("assistant", "assistent"))
+    with pytest.raises(UsageError) as refusal:
+        read_instructions(file)
+    expected = (
+        "messages[1].role: unknown role 'assistent'; expected system, user, assistant or tool"
+    )
+    assert refusal.value.message == f"{file}:2: {expected}"
+    assert refusal.value.hint == "did you mean assistant?"
+
+
+def test_duplicate_keys_and_nan_in_an_array_can_be_skipped(tmp_path: Path) -> None:
+    text = f'[{GOOD},\n{{"instruction": "a", "output": "b", "output": "c"}},\n{GOOD}]'
+    read = read_instructions(write(tmp_path, text, "data.json"), skip_bad=1)
+    assert len(read.conversations) == 2
+    assert "'output' twice" in str(read.skipped[0])
+
+
+def test_skipping_is_bounded_and_all_are_listed(tmp_path: Path) -> None:
+    file = write(tmp_path, f"{GOOD}\n" + '{"prompt": "a"}\n' * 30)
+    with pytest.raises(UsageError, match=r"30 of 31 examples cannot be used \(29 allowed\)") as e:
+        read_instructions(file, skip_bad=29)
+    assert "and 10 more" in e.value.message
+    assert len(read_instructions(file, skip_bad=30).skipped) == 30
+
+
+def test_data_never_appears_in_a_message(tmp_path: Path) -> None:
+    file = write(tmp_path, '{"prompt": "my secret", "completion": 3}')
+    with pytest.raises(UsageError) as refusal:
+        read_instructions(file)
+    assert "secret" not in refusal.value.message
+
+
+def test_unused_fields_and_unanswered_turns_are_noted(tmp_path: Path) -> None:
+    asked = CHAT[:-2] + ', {"role": "user", "content": "More"}], "id": 3}'
+    notes = read_instructions(write(tmp_path, asked)).notes
+    assert notes[0] == "field 'id' is not used (1 examples)"
+    assert "nothing answers" in notes[1]
+
+
+def test_csv(tmp_path: Path) -> None:
+    text = 'instruction,input,output\nQ,,"A, b\nc"\nR,I,D\n'
+    file = write(tmp_path, text, "data.csv")
+    assert said(file)[0] == [("user", "Q"), ("assistant", "A, b\nc")]
+    assert [c.place.line for c in read_instructions(file).conversations] == [2, 4]
+    short = write(tmp_path, "instruction,output\nQ,A\nQ\n", "short.csv")
+    with pytest.raises(UsageError, match=r"short.csv:3: has 1 fields, the header has 2"):
+        read_instructions(short)
+    broken: dict[str, str | bytes] = {
+        "quote.csv": 'instruction,output\n"Q,A\n',
+        "twice.csv": "output,output\na,b\n",
+        "latin.csv": b"instruction,output\n\xe9,b\n",
+    }
+    for name, bad in broken.items():
+        with pytest.raises(UsageError, match=name):
+            read_instructions(write(tmp_path, bad, name))
+
+
+def test_parquet(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = [json.loads(GOOD), {"instruction": "Q", "output": None}]
+    file = tmp_path / "data.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    with pytest.raises(UsageError, match=r"data.parquet, row 2: output: is null, expected text"):
+        read_instructions(file)
+    assert len(read_instructions(file, skip_bad=1).conversations) == 1
+
+
+def test_a_folder_is_read_in_order_and_says_what_it_leaves_out(tmp_path: Path) -> None:
+    write(tmp_path, GOOD, "b.jsonl")
+    write(tmp_path, f"[{GOOD}]", "a.json")
+    write(tmp_path, "# about", "README.md")
+    read = read_instructions(tmp_path)
+    assert [c.place.file for c in read.conversations] == [
+        str(tmp_path / "a.json"),
+        str(tmp_path / "b.jsonl"),
+    ]
+    assert read.notes == ("README.md is no instruction file: not read",)
+
+
+def test_missing_file_suggests_its_neighbour(tmp_path: Path) -> None:
+    write(tmp_path, GOOD, "train.jsonl")
+    with pytest.raises(UsageError) as refusal:
+        read_instructions(tmp_path / "trian.jsonl")
+    assert refusal.value.hint == "did you mean train.jsonl?"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="no instruction file"):
+        read_instructions(tmp_path / "empty")
+
+
+def refused(file: Path) -> str:
+    """The message of the refusal, or the file's own name where it is read."""
+    try:
+        read_instructions(file)
+    except SftplanError as error:
+        return error.message
+    return file.name
+
+
+SUFFIXES = st.sampled_from([".json", ".jsonl", ".csv", ".parquet"])
+
+
+@given(data=st.binary(max_size=200), suffix=SUFFIXES)
+def test_any_bytes_are_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes, suffix: str
+) -> None:
+    file = tmp_path_factory.getbasetemp() / f"fuzz{suffix}"
+    file.write_bytes(data)
+    assert file.name in refused(file)
+
+
+@given(position=st.integers(0, len(CHAT) - 1), byte=st.integers(0, 255))
+def test_one_changed_byte_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, position: int, byte: int
+) -> None:
+    data = bytearray(CHAT.encode())
+    data[position] = byte
+    file = tmp_path_factory.getbasetemp() / "changed.jsonl"
+    file.write_bytes(data)
+    assert file.name in refused(file)
