@@ -204,7 +204,7 @@ def compare(
 ) -> Comparison:
     """One row per machine of `on`; without it, all offers that the built-in profiles know."""
     from sftplan import __version__
-    from sftplan.facts.profiles import load_hardware, offer_names
+    from sftplan.facts.profiles import offer_names
     from sftplan.plan.comparison import SORTS, Comparison, sorted_rows
 
     if sort not in SORTS:
@@ -218,7 +218,7 @@ def compare(
     if on is None:
         rows = [_offer_row(request, name, sizes) for name in offer_names()]
     else:
-        rows = [_row(request, load_hardware(name, **sizes)) for name in on]
+        rows = [_row(request, _hardware(name, gpus, nodes)[0]) for name in on]
     return Comparison(
         created_by=f"sftplan {__version__}",
         command=list(sys.argv) if command is None else list(command),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from sftplan.export.arguments import environment, header
@@ -11,14 +12,24 @@ if TYPE_CHECKING:
     from sftplan.plan.record import Plan
 
 
+def accelerator_name(gpu_name: str) -> str:
+    """SkyPilot's name of a GPU: no form factor, and a memory size only beside a smaller sibling.
+
+    >>> accelerator_name("A100 80GB SXM"), accelerator_name("RTX 4090")
+    ('A100-80GB', 'RTX4090')
+    """
+    words = [w for w in re.split(r"[ -]", gpu_name) if w.upper() not in {"SXM", "PCIE", "NVL"}]
+    words = [w for w in words if w.upper() not in {"16GB", "40GB"}]
+    return "-".join(words).replace("RTX-", "RTX")
+
+
 def _resources(plan: Plan) -> dict[str, object]:
     """The offer's own instance if the plan was made for one, else so many GPUs of the kind."""
     machine = plan.inputs.hardware
     cloud, _, instance = machine.name.partition("/")
     if instance:
         return {"infra": cloud, "instance_type": instance}
-    kind = machine.gpu.name.upper().removesuffix("-SXM").removesuffix("-PCIE")
-    return {"accelerators": f"{kind}:{machine.gpus_per_node}"}
+    return {"accelerators": f"{accelerator_name(machine.gpu.name)}:{machine.gpus_per_node}"}
 
 
 def render(plan: Plan) -> str:

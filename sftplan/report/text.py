@@ -41,6 +41,10 @@ def _wrapped(label: str, text: str) -> list[str]:
     )
 
 
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def _title(plan: Plan) -> list[str]:
     model, work, machine = plan.inputs.model, plan.inputs.workload, plan.inputs.hardware
     return [
@@ -69,11 +73,12 @@ def _strategy(plan: Plan, style: Style) -> list[str]:
     chosen, machine, work = plan.strategy, plan.inputs.hardware, plan.inputs.workload
     label = "Strategy" if plan.fits else "Leanest"
     lines = _wrapped(label, ", ".join(strategy_words(chosen)))
-    gpus = f"{machine.num_gpus} GPU{'s' if machine.num_gpus > 1 else ''}"
+    gpus = _counted(machine.num_gpus, "GPU")
     lines += _wrapped(
         "",
-        f"{chosen.micro_batch} rows {style.times} {gpus} {style.times} {chosen.accumulation} "
-        f"accumulation = {work.global_batch} rows a step, {work.tokens_per_step:,.0f} tokens, "
+        f"{_counted(chosen.micro_batch, 'row')} {style.times} {gpus} {style.times} "
+        f"{chosen.accumulation} accumulation = {_counted(work.global_batch, 'row')} a step, "
+        f"{work.tokens_per_step:,.0f} tokens, "
         f"{work.examples_per_step:,.0f} examples",
     )
     if chosen.pinned:
@@ -160,8 +165,8 @@ def _time(plan: Plan) -> list[str]:
         rate += f", {time.mfu_fraction:.0%} of the dense peak (MFU)"
     lines += _wrapped("", rate)
     if time.total_s is None or time.num_steps is None:
-        hint = "how much work there is was not said: --tokens, --examples or --data"
-        return lines + _wrapped("", f"run time unknown, {hint}")
+        hint = "--tokens, --examples or --data say how much work there is"
+        return lines + _wrapped("", f"run time unknown: {hint}")
     start = f", start-up {format_duration(time.startup_s)}" if time.startup_s else ""
     epochs = f"{work.epochs:g} epoch{'s' if work.epochs != 1 else ''}"
     total = f"{time.num_steps:,} steps, {epochs}: {format_duration(time.total_s)}{start}"
