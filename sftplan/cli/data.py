@@ -107,6 +107,7 @@ def inspect(
     found = find_tokenizer(*tokenizer_names(shape), folder=tokenizer)
     if found.estimated:
         talk("no tokenizer here: lengths are estimated; --tokenizer DIR counts them", quiet=quiet)
+    progress = _progress(quiet=quiet)
     prepared = prepare(
         file,
         tokenizer=found,
@@ -115,8 +116,9 @@ def inspect(
         vocab_size=None if found.estimated else shape.vocab_size,
         model=shape.name,
         seams=True,
-        progress=_progress(quiet=quiet),
+        progress=progress,
     )
+    progress(0)
     total = num_parameters(shape)
     if as_json:
         document = describe_data(
@@ -147,7 +149,12 @@ def _checked_seq_len(seq_len: int | None, max_positions: int, model: str) -> int
 
 
 def _progress(*, quiet: bool) -> Callable[[int], None]:
-    """A counter on standard error, on a terminal only."""
+    """A counter on standard error, on a terminal only; 0 takes it away."""
     if quiet or not sys.stderr.isatty():
         return lambda _: None
-    return lambda done: click.echo(f"\r{done:,} examples tokenised\x1b[K\r", err=True, nl=False)
+
+    def show(done: int) -> None:
+        text = f"{done:,} examples tokenised" if done else ""
+        click.echo(f"\r{text}\x1b[K", err=True, nl=False)
+
+    return show

@@ -38,7 +38,7 @@ def read_instructions(path: str | Path, *, skip_bad: int = 0) -> Instructions:
         UsageError: More examples are bad, or a file cannot be read at all; names file, line,
             field, reason and what to do.
     """
-    files, notes = _files_of(Path(path))
+    files, notes = files_of(Path(path))
     conversations: list[Conversation] = []
     problems: list[Problem] = []
     ignored: Counter[str] = Counter()
@@ -78,7 +78,7 @@ def first_lines(problems: Iterable[Problem], limit: int = 20) -> list[str]:
     return texts[:limit] + ([f"and {rest:,} more"] if rest > 0 else [])
 
 
-def _files_of(path: Path) -> tuple[list[Path], list[str]]:
+def files_of(path: Path) -> tuple[list[Path], list[str]]:
     """The files to read, in a fixed order, and notes on those that are left out."""
     if not path.exists():
         message = f"no file or folder {path}"

@@ -157,9 +157,9 @@ class BpeTokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of vocabulary, merges and chat template."""
-        text = self._backend.to_str() + (self.chat_template or "")
-        return hashlib.sha256(text.encode()).hexdigest()
+        """SHA-256 of everything that decides on the ids of a conversation."""
+        settings = [self._backend.to_str(), self.chat_template, sorted(self.special_texts.items())]
+        return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
     @cached_property
     def _anchor_length(self) -> int:

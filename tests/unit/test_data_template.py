@@ -166,6 +166,29 @@ def test_chat_templates_equal_those_of_transformers(tmp_path: Path) -> None:
     assert list(example.input_ids) + list(tail) == whole
 
 
+MISTRAL = """\
+{{ bos_token }}{% for m in messages %}
+{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}
+{%- elif m.role == 'assistant' %}{{ ' ' + m.content + eos_token }}
+{%- else %}{{ raise_exception('Only user and assistant roles are supported!') }}
+{%- endif %}{% endfor %}"""
+
+
+def test_template_that_ends_answers_with_end_of_text() -> None:
+    special = {"bos_token": "<s>", "eos_token": "</s>"}
+    tokenizer = BpeTokenizer(
+        llama_like(), name="mistral", special_texts=special, chat_template=MISTRAL
+    )
+    (example,) = examples(tokenizer, conversation("Add", "Two", "More", "Three"))
+    pairs = zip(example.input_ids, example.trained, strict=True)
+    answer = "".join(tokenizer._backend.id_to_token(i) for i, trained in pairs if trained)
+    assert answer == "▁Two</s>▁Three</s>"
+    assert list(example.input_ids).count(1) == 1
+    with_system = [conversation("Q", "A", system="S")]
+    encoded = encode(with_system, template=template_of(tokenizer), tokenizer=tokenizer)
+    assert "Only user and assistant roles" in str(encoded.problems[0])
+
+
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
