@@ -10,8 +10,7 @@ from sftplan.facts.strategy import Checkpointing
 from sftplan.step.blocks import BLOCKS
 from sftplan.step.blocks.context import Context, rotary_tables
 from sftplan.step.blocks.llama import norm
-from sftplan.step.ops.lookup import cross_entropy, embedding
-from sftplan.step.ops.matmul import linear
+from sftplan.step.ops.lookup import embedding
 from sftplan.step.ops.pointwise import add, dropout, scale
 from sftplan.step.tensor import DType, Tensor
 
@@ -60,14 +59,19 @@ def _layer_of(name: str) -> tuple[int | None, str]:
 
 
 def hidden_states(
-    tape: Tape, model: ModelShape, strategy: Strategy, weights: Weights, ids: Tensor
+    tape: Tape,
+    model: ModelShape,
+    strategy: Strategy,
+    weights: Weights,
+    ids: Tensor,
+    documents: tuple[int, ...] = (),
 ) -> Tensor:
     """Embedding, blocks and final norm; (B, T, d)."""
     tokens, positions = _embeddings(tape, model, weights, ids)  # alive to the end, as in transformers
     tables = None
     if positions is None:
         tables = rotary_tables(tape, model, ids.shape[1], tokens.dtype)
-    context = Context(model=model, strategy=strategy, tables=tables)
+    context = Context(model=model, strategy=strategy, tables=tables, documents=documents)
     x = tokens if positions is None else add(tape, tokens, positions)
     x = dropout(tape, x, model.embedding_dropout)
     for number, layer in enumerate(weights.layers):
@@ -135,28 +139,9 @@ FINAL_NORMS = ("ln_f", "final_layer_norm", "final_layernorm", ".norm")
 POSITION_TABLES = ("wpe.weight", "embed_positions.weight")
 
 
-def logits_of(tape: Tape, model: ModelShape, weights: Weights, x: Tensor) -> Tensor:
-    head = weights.others.get("lm_head.weight") or weights.others.get("embed_out.weight")
-    if head is None:
-        head = next(w for name, w in weights.others.items() if name.endswith(TOKEN_TABLES))
-    kind, tape.kind = tape.kind, "logits"
-    out = linear(tape, x, head)
-    tape.kind = kind
-    return out
-
-
-def full_loss(tape: Tape, model: ModelShape, weights: Weights, x: Tensor, targets: Tensor) -> Tensor:
-    """transformers' own loss: all positions, in fp32."""
-    logits = logits_of(tape, model, weights, x)
-    return causal_lm_loss(tape, logits, targets)
-
-
-def causal_lm_loss(tape: Tape, logits: Tensor, targets: Tensor) -> Tensor:
-    """transformers' ForCausalLMLoss: logits to fp32, targets padded by one and shifted."""
-    kind, tape.kind = tape.kind, "logits"
-    logits = tape.cast(logits, DType.FP32)
-    padded = tape.empty((targets.shape[0], targets.shape[1] + 1), DType.INT64)
-    targets = tape.empty(targets.shape, DType.INT64)
-    loss = cross_entropy(tape, logits, targets)
-    tape.kind = kind
-    return loss
+def head_of(weights: Weights) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of the LM head; the weight is the embedding's where they are tied."""
+    weight = weights.others.get("lm_head.weight")
+    if weight is None:
+        weight = next(w for name, w in weights.others.items() if name.endswith(TOKEN_TABLES))
+    return weight, weights.others.get("lm_head.bias")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sftplan.step.autograd import Frame, Handle, Node, StopRecomputation, run_backward
 from sftplan.step.tensor import DType, Storage, Tensor
+from sftplan.units import KIB, MIB
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,6 +29,22 @@ class Work:
     shape: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Chip:
+    """What the kernels' memory depends on; `compute_capability` decides.
+
+    cuBLAS' workspace is 32 MiB from Hopper on and 8.125 MiB before (CUDABlas.cpp,
+    getChosenWorkspaceSize); cuDNN's attention is preferred from Hopper on (sdp_utils.cpp).
+    """
+
+    workspace_bytes: int = 32 * MIB
+    has_cudnn_attention: bool = True
+
+
+HOPPER = Chip()
+BEFORE_HOPPER = Chip(workspace_bytes=8320 * KIB, has_cudnn_attention=False)
+
+
 class Tape:
     """Events of one rank: storage numbers as they are born, their complements as they die.
 
@@ -35,7 +52,7 @@ class Tape:
     `hosts` the operations that the host dispatches in it; `marks` where each segment begins.
     """
 
-    def __init__(self, autocast: DType | None = None, workspace_bytes: int = 0) -> None:
+    def __init__(self, autocast: DType | None = None, chip: Chip = HOPPER) -> None:
         self.events: list[int] = []
         self.sizes: list[int] = []
         self.kinds: list[str] = []
@@ -49,7 +66,7 @@ class Tape:
         self.autocast = False
         self._casts: dict[Tensor, Tensor] = {}
         self._sequence = 0
-        self.workspace_bytes = workspace_bytes
+        self.chip = chip
         self._workspaces: dict[bool, Storage] = {}
         self._in_backward = False
         self._frame: Frame | None = None
@@ -63,6 +80,10 @@ class Tape:
         self.marks.append((len(self.events), label))
         self.works.append((label, Counter()))
         self.hosts.append(Counter())
+
+    def enter(self, layer: int | None) -> None:
+        """What is born from here on belongs to that layer."""
+        self.owner = layer
 
     # -- memory -------------------------------------------------------------------------------------
     def empty(self, shape: tuple[int, ...], dtype: DType, kind: str | None = None) -> Tensor:
@@ -225,8 +246,9 @@ class Tape:
 
     def touch_workspace(self) -> None:
         """cuBLAS takes a workspace at its first product in each thread, and keeps it."""
-        if self.workspace_bytes and self._in_backward not in self._workspaces:
-            self._workspaces[self._in_backward] = self.storage(self.workspace_bytes, "workspace")
+        if self._in_backward not in self._workspaces:
+            size = self.chip.workspace_bytes
+            self._workspaces[self._in_backward] = self.storage(size, "workspace")
 
     def host(self, name: str, *, backward: bool = False) -> None:
         """One operation that the host dispatches."""

@@ -48,10 +48,11 @@ class Tensor:
     """A view of a storage; `node` is what its gradient flows to, None where none is wanted.
 
     `strided` says that the memory is in another order than the shape: such a tensor has to be copied
-    before it can be seen in a shape of fewer dimensions.
+    before it can be seen in a shape of fewer dimensions. `viewed`: a transposed view of a result, to
+    which the engine adds nothing in place.
     """
 
-    __slots__ = ("dtype", "is_leaf", "node", "shape", "slot", "storage", "strided")
+    __slots__ = ("dtype", "is_leaf", "node", "shape", "slot", "storage", "strided", "viewed")
 
     def __init__(
         self,
@@ -71,6 +72,7 @@ class Tensor:
         self.slot = slot
         self.is_leaf = is_leaf
         self.strided = strided
+        self.viewed = False
 
     @property
     def numel(self) -> int:
@@ -92,4 +94,4 @@ class Tensor:
 
     def owns_storage(self) -> bool:
         """Whether nobody else refers to the storage: then a gradient may be added in place."""
-        return sys.getrefcount(self.storage) <= 2  # this tensor and the call itself
+        return not self.viewed and sys.getrefcount(self.storage) <= 2  # this tensor, the call

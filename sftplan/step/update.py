@@ -4,27 +4,34 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sftplan.facts.strategy import Optimizer, Precision
 from sftplan.step.tensor import DType, Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from sftplan.facts.strategy import Strategy
     from sftplan.step.tape import Tape
 
+    Trained = Sequence[tuple[int | None, Tensor]]
+
 FOREACH_CHUNK_ELEMENTS = 65536  # kChunkSize of aten/native/cuda/MultiTensorApply.cuh
+MASTER_BUCKET_ELEMENTS = 2**26  # gradients brought to fp32 at once under bf16-master
+EIGHT_BIT_BLOCK_ELEMENTS = 256  # bitsandbytes: one fp32 scale for so many 8-bit moments
+EIGHT_BIT_MIN_ELEMENTS = 4096  # bitsandbytes: smaller tensors keep fp32 moments
 
 
-def clip(tape: Tape, weights: Sequence[tuple[int | None, Tensor]]) -> None:
+def clip(tape: Tape, weights: Trained) -> None:
     """torch.nn.utils.clip_grad_norm_ with foreach kernels: a partial sum per chunk, a norm per tensor."""
     chunks = max(-(-w.numel // FOREACH_CHUNK_ELEMENTS) for _, w in weights)
     partial = tape.empty((len(weights), chunks), DType.FP32, "temporary")
     norms = []
     for layer, weight in weights:
-        tape.owner = layer
+        tape.enter(layer)
         norms.append(tape.empty((), weight.dtype, "temporary"))
         tape.pointwise("norm", [weight])
         tape.pointwise("clip", [weight, weight])
-    tape.owner = None
+    tape.enter(None)
     del partial
     stacked = tape.empty((len(weights),), norms[0].dtype, "temporary")
     total = tape.empty((), norms[0].dtype, "temporary")
@@ -32,19 +39,68 @@ def clip(tape: Tape, weights: Sequence[tuple[int | None, Tensor]]) -> None:
     del stacked, total
 
 
-class Optimizer:
-    """torch.optim.AdamW with its fused kernel: two moments and a step counter per tensor."""
+class Update:
+    """AdamW over the trained tensors; the first call creates its states.
 
-    def __init__(self) -> None:
+    torch's fused kernel keeps two moments in the weights' type and a step counter. `bf16-master` has
+    fp32 copies of the weights and brings gradients to fp32 bucket by bucket; `adamw-8bit` keeps one
+    byte per moment and a scale per block.
+    """
+
+    def __init__(self, strategy: Strategy) -> None:
+        self.master = strategy.precision is Precision.BF16_MASTER
+        self.eight_bit = strategy.optimizer is Optimizer.ADAMW_8BIT
         self.states: list[Tensor] = []
 
-    def step(self, tape: Tape, weights: Sequence[tuple[int | None, Tensor]]) -> None:
-        """One update; the first creates the states."""
-        for layer, weight in weights if not self.states else ():
-            tape.owner = layer
+    def prepare(self, tape: Tape, weights: Trained) -> None:
+        """Master weights exist before the first step."""
+        if self.master:
+            for layer, weight in weights:
+                tape.enter(layer)
+                self.states.append(tape.empty(weight.shape, DType.FP32, "optimizer"))
+            tape.enter(None)
+
+    def step(self, tape: Tape, weights: Trained, *, first: bool) -> None:
+        """One update of all weights."""
+        for layer, weight in weights if first else ():
+            tape.enter(layer)
+            self._create(tape, weight)
+        tape.enter(None)
+        if self.master:
+            self._bucketed(tape, weights)
+        for layer, weight in weights:
+            tape.enter(layer)
+            tape.pointwise("adamw", self._moved(weight))
+        tape.enter(None)
+
+    def _create(self, tape: Tape, weight: Tensor) -> None:
+        dtype = DType.FP32 if self.master else weight.dtype
+        small = weight.numel < EIGHT_BIT_MIN_ELEMENTS
+        if not self.eight_bit:
             self.states.append(tape.empty((), DType.FP32, "optimizer"))
-            for _ in ("exp_avg", "exp_avg_sq"):
-                self.states.append(tape.empty(weight.shape, weight.dtype, "optimizer"))
-        tape.owner = None
-        for _, weight in weights:
-            tape.pointwise("adamw", [weight] * 7)
+        for _ in ("exp_avg", "exp_avg_sq"):
+            if self.eight_bit and not small:
+                blocks = -(-weight.numel // EIGHT_BIT_BLOCK_ELEMENTS)
+                self.states.append(tape.empty(weight.shape, DType.BYTE, "optimizer"))
+                self.states.append(tape.empty((blocks,), DType.FP32, "optimizer"))
+            else:
+                own = DType.FP32 if self.eight_bit else dtype
+                self.states.append(tape.empty(weight.shape, own, "optimizer"))
+
+    def _bucketed(self, tape: Tape, weights: Trained) -> None:
+        """The largest bucket of fp32 gradients, alive while its weights are updated."""
+        total = sum(w.numel for _, w in weights)
+        largest = max(w.numel for _, w in weights)
+        elements = min(total, max(largest, MASTER_BUCKET_ELEMENTS))
+        tape.scratch(elements * DType.FP32.size)
+
+    def _moved(self, weight: Tensor) -> list[Tensor]:
+        """Each read or written once: weight, gradient, two moments in; weight and moments out."""
+        if self.eight_bit:
+            moment = Tensor(weight.shape, DType.BYTE, weight.storage)
+            return [weight, weight, weight, moment, moment, moment, moment]
+        if not self.master:
+            return [weight] * 7
+        master = Tensor(weight.shape, DType.FP32, weight.storage)
+        cast = [weight, master, master]  # the gradient read, its fp32 copy written and read
+        return [*cast, *[master] * 6, weight]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sftplan.facts.strategy import Attention
-from sftplan.step.ops.attention import eager_attention, efficient_attention, flash_attention
+from sftplan.step.ops.attention import eager_attention, efficient_attention, flash_attention, math_attention
 from sftplan.step.ops.pointwise import add, gelu, gelu_new, mul, neg, relu, silu
 from sftplan.step.ops.shape import cat_last, slice_last
 from sftplan.step.tensor import DType
@@ -69,11 +69,15 @@ def attention(
             fp32_softmax=model.model_type != "gpt2",
         )  # fmt: skip
     if kind is Attention.VARLEN:
-        return flash_attention(tape, q, k, v, context.documents)
+        return flash_attention(tape, q, k, v, context.documents or (length,) * q.shape[0])
     kinds = model.layer_kinds
     sliding = model.sliding_window is not None and (not kinds or kinds[number] == "sliding")
     masked = sliding and length > (model.sliding_window or 0)
-    if tape.autocast_dtype is None and q.dtype is DType.FP32 or masked:
+    masked = masked or bool(context.documents)  # packed rows need a block-diagonal mask
+    full = tape.autocast_dtype is None and q.dtype is DType.FP32
+    if full and model.num_kv_heads != model.num_heads:
+        return math_attention(tape, q, k, v, context.attention_dropout)
+    if full or masked:
         return efficient_attention(tape, q, k, v, masked=masked)
     return flash_attention(tape, q, k, v)
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 FLASH_BLOCK_ROWS = 128  # sequence rounding of the backward's buffers, flash_api.cpp mha_bwd
 EFFICIENT_ROWS = 32  # log-sum-exp rows are padded to this, attention.cu
-FLASH_RNG_BYTES = (16, 8)  # the dropout generator's state and an unused one, each a tensor of its own
+FLASH_RNG_BYTES = (8, 8)  # seed and offset of the dropout's generator, each a tensor of its own
 
 
 def attention_flops(batch: int, heads: int, rows: int, columns: int, head_dim: int) -> int:
@@ -35,18 +35,19 @@ def flash_attention(
     """softmax(QKᵀ)V without the T×T matrix; q is (B, H, T, D), k and v (B, H_kv, T, D).
 
     Keeps q, k, v, its result and the log-sum-exp of each row in fp32. `documents` holds the lengths of
-    packed documents that do not see each other (B is then 1).
+    documents that do not see each other, all rows together. From Hopper on, PyTorch takes cuDNN's kernel
+    for whole rows: its result is laid out as q is.
     """
     q, k, v = tape.low(q), tape.low(k), tape.low(v)
     node = tape.node("attention", (q, k, v), _flash_backward, (q, k, v))
-    batch, heads, length, head_dim = q.shape
-    out = tape.empty(q.shape, q.dtype)
-    out.strided = True  # stored as (B, T, H, D)
-    tape.save(node, out)
+    batch, heads, length, _ = q.shape
+    generator = [tape.empty((size,), DType.BYTE) for size in FLASH_RNG_BYTES]
+    out = tape.empty_like(q)
+    if documents or not tape.chip.has_cudnn_attention:
+        out.strided = True  # stored as (B, T, H, D)
     logsumexp = tape.empty((batch, heads, length), DType.FP32)
-    tape.save(node, logsumexp)
-    for size in FLASH_RNG_BYTES:
-        tape.save(node, tape.empty((size,), DType.BYTE))
+    for tensor in (out, logsumexp, *generator):
+        tape.save(node, tensor)
     node.extra = documents
     _work(tape, "flash", q, k, documents, 1)
     out.node = node
@@ -58,11 +59,9 @@ def _work(
 ) -> None:
     """`times`: forward 1; backward 2, its recomputed QKᵀ not counted as work done."""
     batch, heads, length, head_dim = q.shape
-    if documents:
-        flops = sum(attention_flops(1, heads, n, n, head_dim) for n in documents)
-    else:
-        flops = attention_flops(batch, heads, length, length, head_dim)
-    mean = sum(n * n for n in documents) // length if documents else length
+    lengths = documents or (length,) * batch
+    flops = sum(attention_flops(1, heads, n, n, head_dim) for n in lengths)
+    mean = sum(n * n for n in lengths) // sum(lengths)
     moved = (2 * q.nbytes + 2 * k.nbytes) * times
     tape.work(kind, q.dtype, flops * times, moved, batch * heads, length, head_dim, mean)
 
@@ -70,24 +69,24 @@ def _work(
 def _flash_backward(
     tape: Tape, node: Node, gradients: list[Tensor | None], saved: list[Tensor]
 ) -> list[Tensor | None]:
-    """Three gradients; while it runs an fp32 accumulator of dQ and Σ(dO∘O), k and v per query head."""
-    q, k = saved[0], saved[1]
+    """Three gradients; while it runs an fp32 accumulator of dQ and Σ(dO∘O)."""
+    q, k, v = saved[:3]
     batch, heads, length, head_dim = q.shape
-    dq = tape.empty(q.shape, q.dtype)
-    dk = tape.empty(k.shape, k.dtype)
-    dv = tape.empty(k.shape, k.dtype)
-    for gradient in (dq, dk, dv):
-        gradient.strided = True
-    del gradient
-    rounded = -(-length // FLASH_BLOCK_ROWS) * FLASH_BLOCK_ROWS
+    results: list[Tensor | None] = [tape.empty_like(x) for x in (q, k, v)]
+    if node.extra:  # varlen: rows of all documents together, each rounded up
+        rounded = length + -(-len(node.extra) // batch) * FLASH_BLOCK_ROWS  # type: ignore[arg-type]
+    else:
+        rounded = -(-length // FLASH_BLOCK_ROWS) * FLASH_BLOCK_ROWS
     multiple = 32 if head_dim <= 128 else 64
     padded_dim = -(-head_dim // multiple) * multiple
-    scratch = [4 * batch * heads * rounded, 4 * batch * rounded * heads * padded_dim]
-    if k.shape[1] != heads:
-        scratch += [batch * heads * length * head_dim * q.dtype.size] * 2
-    tape.scratch(*scratch)
+    row_bytes = 4 * batch * rounded * heads
+    if tape.chip.has_cudnn_attention and not node.extra:
+        tape.scratch(row_bytes * (padded_dim + 1))
+    else:
+        grouped = batch * heads * length * head_dim * q.dtype.size if k.shape[1] != heads else 0
+        tape.scratch(row_bytes, row_bytes * padded_dim, grouped, grouped)
     _work(tape, "flash_backward", q, k, node.extra, 2)  # type: ignore[arg-type]
-    return [dq, dk, dv]
+    return results
 
 
 def efficient_attention(
@@ -186,3 +185,16 @@ def _product(tape: Tape, a: Tensor, b: Tensor, rows: int, columns: int, inner: i
     return out
 
 
+
+
+def math_attention(tape: Tape, q: Tensor, k: Tensor, v: Tensor, probability: float) -> Tensor:
+    """SDPA's fallback in fp32 where query groups meet no kernel: the T×T matrix op by op."""
+    batch, heads, length, head_dim = q.shape
+    scaled = scale(tape, q)
+    if k.shape[1] != heads:
+        k, v = _repeated(tape, k, heads), _repeated(tape, v, heads)
+    scores = _product(tape, scaled, scale(tape, k), length, length, head_dim)
+    scores = add(tape, scores, tape.empty((length, length), scores.dtype))
+    scores = softmax(tape, scores)
+    scores = dropout(tape, scores, probability)
+    return _product(tape, scores, v, length, head_dim, length)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from sftplan.step.autograd import Node
     from sftplan.step.tape import Tape
 
+EMBEDDING_ROWS_PER_SEGMENT = 10  # NROWS_PER_THREAD of EmbeddingBackwardKernel.cu
 EMBEDDING_SORT_TOKENS = 3072  # up to here the backward adds rows directly, aten/native/cuda/Embedding.cu
 
 
@@ -27,8 +28,16 @@ def _embedding_backward(
 ) -> list[Tensor | None]:
     (gradient,), (ids,) = gradients, saved
     assert gradient is not None
-    shape = node.inputs[0][0]
-    out = tape.empty(shape, gradient.dtype)
+    shape, tokens = node.inputs[0][0], ids.numel
+    if tokens <= EMBEDDING_SORT_TOKENS:
+        out = tape.empty(shape, gradient.dtype)
+    else:
+        order = [tape.empty((tokens,), DType.INT64) for _ in range(4)]  # sorted ids, places, segments
+        out = tape.empty(shape, gradient.dtype)
+        segments = min(tokens, shape[0])
+        partial = tokens // EMBEDDING_ROWS_PER_SEGMENT + segments
+        tape.scratch(4 * partial * shape[1])  # fp32 sums of parts of each segment
+        del order
     tape.pointwise("zero", [out])
     tape.pointwise("embedding", [gradient, gradient])
     return [out]

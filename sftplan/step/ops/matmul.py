@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING
 
+from sftplan.step.ops.pointwise import sum_rows
 from sftplan.step.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -68,11 +69,12 @@ def _linear_backward(
         like, rows, columns, inner = ((x, m, k, n), (weight, n, k, m))[position]
         out = tape.empty(like.shape, like.dtype)
         matmul(tape, "linear", rows, columns, inner, out)
+        out.viewed = position == 1 and not has_bias
         results[position] = out
         del out
     if has_bias and node.edges[2] is not None:
         results[2] = tape.empty((n,), gradient.dtype)
-        tape.pointwise("sum", [gradient, results[2]])
+        sum_rows(tape, gradient, results[2])
     return results
 
 

@@ -134,7 +134,6 @@ def cat_last(tape: Tape, x: Tensor, y: Tensor) -> Tensor:
     """Both, one after the other in the last dimension; gradients are views of the whole."""
     node = tape.node("cat", (x, y), _cat_backward)
     out = tape.empty((*x.shape[:-1], x.shape[-1] + y.shape[-1]), x.dtype)
-    out.strided = x.strided
     tape.pointwise("cat", [x, y, out])
     out.node = node
     return out
@@ -171,4 +170,23 @@ def _gather_backward(
     out = tape.empty(node.inputs[0][0], gradient.dtype)
     tape.pointwise("zero", [out])
     tape.pointwise("index", [gradient, gradient])
+    return [out]
+
+
+def pad_rows(tape: Tape, x: Tensor, num_rows: int) -> Tensor:
+    """A copy of a matrix with rows of zeros added; the gradient is a copy of the first rows."""
+    node = tape.node("pad", (x,), _pad_backward)
+    out = tape.empty((num_rows, x.shape[1]), x.dtype)
+    tape.pointwise("copy", [x, out])
+    out.node = node
+    return out
+
+
+def _pad_backward(
+    tape: Tape, node: Node, gradients: list[Tensor | None], saved: list[Tensor]
+) -> list[Tensor | None]:
+    gradient = gradients[0]
+    assert gradient is not None
+    out = tape.empty(node.inputs[0][0], gradient.dtype)
+    tape.pointwise("copy", [out, out])
     return [out]

@@ -1,0 +1,146 @@
+"""From hidden states to the loss: over all positions, over the responses, or in chunks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sftplan.facts.strategy import Loss
+from sftplan.step.ops.lookup import cross_entropy
+from sftplan.step.ops.matmul import linear, matmul
+from sftplan.step.ops.pointwise import add, scale, tanh
+from sftplan.step.ops.shape import gather_rows, pad_rows, slice_last, view
+from sftplan.step.tensor import DType, Tensor
+
+if TYPE_CHECKING:
+    from sftplan.facts.model import ModelShape
+    from sftplan.facts.strategy import Strategy
+    from sftplan.step.autograd import Node
+    from sftplan.step.batch import Batch
+    from sftplan.step.tape import Tape
+
+VOCAB_MULTIPLE = 64  # columns of the LM head's product: 50,257 run at an eighth of the speed of 50,304
+CHUNK_ROWS = 2048  # positions whose logits are alive at once under the chunked loss
+
+
+def padded_vocab(model: ModelShape) -> int:
+    """Columns of the head's product in our own losses.
+
+    >>> from sftplan.facts.catalogue import builtin
+    >>> padded_vocab(builtin("gpt2")), padded_vocab(builtin("llama-3.2-1b"))
+    (50304, 128256)
+    """
+    return -(-model.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+
+def loss_of(
+    tape: Tape,
+    model: ModelShape,
+    strategy: Strategy,
+    batch: Batch,
+    head: tuple[Tensor, Tensor | None],
+    x: Tensor,
+) -> Tensor:
+    """The loss of hidden states (B, T, d); `head` is the LM head's weight and bias."""
+    kind, tape.kind = tape.kind, "logits"
+    if strategy.loss is Loss.FULL:
+        loss = _full(tape, model, batch, head, x)
+    else:
+        tape.kind = "activations"
+        kept = view(tape, x, batch.num_tokens, model.hidden_size)
+        kept = gather_rows(tape, kept, batch.num_targets)
+        tape.kind = "logits"
+        if strategy.loss is Loss.RESPONSE:
+            loss = _response(tape, model, head, kept)
+        else:
+            loss = _chunked(tape, model, head, kept)
+    tape.kind = kind
+    return loss
+
+
+def _softcap(tape: Tape, model: ModelShape, logits: Tensor) -> Tensor:
+    if model.logit_softcap is not None:
+        logits = scale(tape, tanh(tape, scale(tape, logits)))
+    return logits
+
+
+def _full(
+    tape: Tape, model: ModelShape, batch: Batch, head: tuple[Tensor, Tensor | None], x: Tensor
+) -> Tensor:
+    """transformers' ForCausalLMLoss: every position in fp32, targets padded by one and shifted."""
+    logits = _softcap(tape, model, linear(tape, x, *head))
+    return _causal_lm_loss(tape, batch, logits)
+
+
+def _causal_lm_loss(tape: Tape, batch: Batch, logits: Tensor) -> Tensor:
+    logits = tape.cast(logits, DType.FP32)
+    padded = tape.empty((batch.rows, batch.length + 1), DType.INT64)
+    targets = tape.empty((batch.rows, batch.length), DType.INT64)
+    loss = cross_entropy(tape, logits, targets)
+    del padded
+    return loss
+
+
+def _response(
+    tape: Tape, model: ModelShape, head: tuple[Tensor, Tensor | None], x: Tensor
+) -> Tensor:
+    weight, bias = head
+    if padded_vocab(model) != model.vocab_size:
+        weight = pad_rows(tape, tape.low(weight), padded_vocab(model))
+    logits = linear(tape, x, weight)
+    if padded_vocab(model) != model.vocab_size:
+        logits = slice_last(tape, logits, model.vocab_size)
+    if bias is not None:
+        logits = add(tape, logits, bias)
+    logits = tape.cast(_softcap(tape, model, logits), DType.FP32)
+    targets = tape.empty((x.shape[0],), DType.INT64)
+    return cross_entropy(tape, logits, targets)
+
+
+def _chunked(
+    tape: Tape, model: ModelShape, head: tuple[Tensor, Tensor | None], x: Tensor
+) -> Tensor:
+    """Loss and gradients chunk by chunk in the forward pass; the backward pass only hands them on."""
+    weight = head[0]
+    inputs = (x, weight)
+    node = tape.node("chunked_loss", inputs, _chunked_backward)
+    low, table = tape.low(x), tape.low(weight)
+    if padded_vocab(model) != model.vocab_size:
+        table = pad_rows(tape, table, padded_vocab(model)).detach()
+    columns, size = padded_vocab(model), model.hidden_size
+    hidden_gradient = tape.empty(low.shape, low.dtype, "activations")
+    weight_gradient = tape.empty((columns, size), weight.dtype, "gradients")
+    for start in range(0, x.shape[0], CHUNK_ROWS):
+        rows = min(CHUNK_ROWS, x.shape[0] - start)
+        _chunk(tape, rows, columns, size, low.dtype, weight_gradient)
+    for gradient in (hidden_gradient, weight_gradient):
+        tape.save(node, gradient)
+    loss = tape.empty((), DType.FP32)
+    loss.node = node
+    return loss
+
+
+def _chunk(
+    tape: Tape, rows: int, columns: int, size: int, dtype: DType, weight_gradient: Tensor
+) -> None:
+    logits = tape.empty((rows, columns), dtype)
+    matmul(tape, "linear", rows, columns, size, logits)
+    scores = tape.empty((rows, columns), DType.FP32)
+    tape.pointwise("cast", [logits, scores])
+    del logits
+    tape.pointwise("log_softmax", [scores, scores])
+    tape.pointwise("log_softmax_backward", [scores, scores])
+    gradient = tape.empty((rows, columns), dtype)
+    tape.pointwise("cast", [scores, gradient])
+    hidden = tape.empty((rows, size), dtype)
+    matmul(tape, "linear", rows, size, columns, hidden)
+    del hidden
+    product = tape.empty((columns, size), dtype)
+    matmul(tape, "linear", columns, size, rows, product)
+    tape.pointwise("add_", [weight_gradient, product, weight_gradient])
+
+
+def _chunked_backward(
+    tape: Tape, node: Node, gradients: list[Tensor | None], saved: list[Tensor]
+) -> list[Tensor | None]:
+    hidden, weight = saved
+    return [hidden, weight.view(*node.inputs[1][0])]
