@@ -39,6 +39,7 @@ class Chip:
 
     workspace_bytes: int = 32 * MIB
     has_cudnn_attention: bool = True
+    multiprocessors: int = 132  # of an H100 or H200 SXM; scratch of reductions grows with it
 
 
 HOPPER = Chip()

@@ -6,7 +6,6 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from sftplan.step.tensor import DType, Tensor
-from sftplan.units import MIB
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -188,17 +187,41 @@ def sum_to(tape: Tape, gradient: Tensor, shape: tuple[int, ...]) -> Tensor:
     return out
 
 
-# A sum over rows on many blocks passes its partial sums through memory: eight bytes for each element,
-# up to about one MiB per multiprocessor. Measured on an H200 (132 of them) with torch 2.11, 2026-11-23,
-# from allocator traces of bias gradients; the rule is Reduce.cuh's.
-REDUCTION_BYTES_PER_ELEMENT = 8
-REDUCTION_MAX_BYTES = 132 * MIB
-
-
 def sum_rows(tape: Tape, gradient: Tensor, out: Tensor) -> None:
     """Sum over all but the last dimensions, with the partial sums it holds while it runs."""
-    tape.scratch(min(gradient.numel * REDUCTION_BYTES_PER_ELEMENT, REDUCTION_MAX_BYTES))
+    columns = out.numel
+    tape.scratch(reduction_bytes(gradient.numel // columns, columns, tape.chip.multiprocessors))
     tape.pointwise("sum", [gradient, out])
+
+
+REDUCTION_WIDTH = 32 * 4  # columns of one block: a warp, four columns a thread
+REDUCTION_HEIGHT = 4  # rows of one block: 512 threads / 4 columns / a warp
+REDUCTION_MIN_ROWS = 256  # rows a thread must have for a column to be shared between blocks
+REDUCTION_SHARED_ROWS = 16  # rows that are then left to it
+
+
+def reduction_bytes(rows: int, columns: int, multiprocessors: int) -> int:
+    """Partial sums that a sum over rows passes through memory, from 1,024 rows on.
+
+    As many blocks share a column as fill the chip, each with at least 16 rows a thread
+    (aten/native/cuda/Reduce.cuh, setReduceConfig; sizes seen in an H200's allocator traces).
+
+    >>> [reduction_bytes(rows, 1280, 132) for rows in (512, 1024, 8192)]
+    [0, 10485760, 83886080]
+    >>> reduction_bytes(8192, 5120, 132), reduction_bytes(8192, 3840, 132)
+    (138936320, 139591680)
+    """
+    rows_per_thread = -(-rows // REDUCTION_HEIGHT)
+    if rows_per_thread < REDUCTION_MIN_ROWS:
+        return 0
+    blocks_per_multiprocessor = 2048 // (REDUCTION_WIDTH // 4 * REDUCTION_HEIGHT)
+    blocks = multiprocessors * blocks_per_multiprocessor
+    filling = -(-blocks // -(-columns // REDUCTION_WIDTH))
+    sharing = max(
+        min(filling, -(-rows_per_thread // REDUCTION_SHARED_ROWS)),
+        -(-rows_per_thread // REDUCTION_MIN_ROWS),
+    )
+    return 4 * columns * REDUCTION_WIDTH * sharing if sharing > 1 else 0
 
 
 def mean_last(tape: Tape, x: Tensor) -> Tensor:
