@@ -76,10 +76,14 @@ def hidden_states(
     x = dropout(tape, x, model.embedding_dropout)
     for number, layer in enumerate(weights.layers):
         tape.mark("forward", number)
+        if tape.on_layer is not None:
+            tape.on_layer.gather(number)
         if strategy.checkpointing is Checkpointing.NONE:
             x = BLOCKS[model.family](tape, context, number, layer, x)
         else:
             x = tape.checkpoint(_layer_call(tape, context, number, layer), x)
+        if tape.on_layer is not None:
+            tape.on_layer.release(number)
         x = boundary(tape, number, x)
     tape.mark("forward end")
     x = _final_norm(tape, context, weights, x)
@@ -106,7 +110,11 @@ def _enter_layer(
 ) -> list[Tensor | None]:
     layer = node.extra
     assert isinstance(layer, int)
+    if tape.on_layer is not None:
+        tape.on_layer.release(layer + 1)
     tape.mark("backward", layer)
+    if tape.on_layer is not None:
+        tape.on_layer.gather(layer)
     return gradients
 
 

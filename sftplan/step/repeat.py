@@ -85,10 +85,11 @@ class _Names:
         self.places: list[tuple[str, int, int]] = [("", 0, 0)] * len(tape.sizes)
         for segment in few:
             born: Counter[int | None] = Counter()
+            phase = segment.phase if segment.layer is None else segment.phase + " of a layer"
             for event in tape.events[segment.start : segment.stop]:
                 if event >= 0:
                     owner = tape.owners[event]
-                    self.places[event] = (segment.phase, segment.occurrence, born[owner])
+                    self.places[event] = (phase, segment.occurrence, born[owner])
                     born[owner] += 1
         self.numbers: dict[tuple[tuple[str, int, int], int | None], int] = {}
 

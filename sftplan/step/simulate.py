@@ -9,8 +9,9 @@ from sftplan.facts.strategy import Precision
 from sftplan.step.forward import Weights, build_weights, head_of, hidden_states
 from sftplan.step.loss import loss_of
 from sftplan.step.repeat import FEW_LAYERS
+from sftplan.step.shard import Sharding, Shards, sharding_of
 from sftplan.step.tape import HOPPER, Chip, Tape
-from sftplan.step.tensor import DType
+from sftplan.step.tensor import DType, Tensor
 from sftplan.step.update import Update, clip
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 AUTOCAST = {Precision.FP16_MIXED: DType.FP16, Precision.BF16_MIXED: DType.BF16}
 LOW_WEIGHTS = (Precision.BF16_TRUE, Precision.BF16_MASTER)
+STEADY_PASSES = 2  # with gradients there from the first pass, the second is like all that follow
 
 
 def weight_dtype(precision: Precision) -> DType:
@@ -32,51 +34,84 @@ def simulate(
     strategy: Strategy,
     batch: Batch,
     *,
+    num_gpus: int = 1,
     num_steps: int = 2,
     chip: Chip = HOPPER,
 ) -> Tape:
-    """The tape of the first steps, from the building of the model on.
+    """The tape of the first steps of one rank, from the building of the model on.
 
-    The second step is like all that follow: the optimizer's states exist and the allocator's cache
-    is warm.
+    The second step is like all that follow: the optimizer's states exist and the allocator's cache is
+    warm. Of many accumulated passes only the first few are on the tape.
     """
-    autocast = AUTOCAST.get(strategy.precision)
-    tape = Tape(autocast, chip)
-    weights = build_weights(tape, model, weight_dtype(strategy.precision))
-    if model.tied_embeddings:  # the head is built with a table of its own, which is then let go
-        tape.scratch(model.vocab_size * model.hidden_size * weights.ordered[0][1].dtype.size)
-    update = Update(strategy)
-    update.prepare(tape, weights.ordered)
+    run = _Run(model, strategy, batch, sharding_of(strategy, num_gpus), chip)
     for step in range(num_steps):
-        ids = tape.empty((batch.rows, batch.length), DType.INT64)
-        for _ in range(strategy.accumulation):
-            _pass(tape, model, strategy, batch, weights, ids)
-        if strategy.max_grad_norm:
+        run.step(first=not step)
+    run.tape.mark("end")
+    return run.tape
+
+
+class _Run:
+    """The training loop's state between steps."""
+
+    def __init__(
+        self, model: ModelShape, strategy: Strategy, batch: Batch, sharding: Sharding, chip: Chip
+    ) -> None:
+        self.model, self.strategy, self.batch = model, strategy, batch
+        tape = self.tape = Tape(AUTOCAST.get(strategy.precision), chip)
+        self.weights = build_weights(tape, model, weight_dtype(strategy.precision))
+        if model.tied_embeddings:  # the head is built with a table of its own, which is then let go
+            size = self.weights.ordered[0][1].dtype.size
+            tape.scratch(model.vocab_size * (model.embedding_size or model.hidden_size) * size)
+        self.update = Update(strategy)
+        self.shards: Shards | None = None
+        if sharding.uses_deepspeed:
+            self.shards = Shards(tape, self.weights, sharding)
+            self.shards.prepare()
+            tape.on_gradient = self.shards.takes_gradients()
+            tape.on_layer = self.shards
+        else:
+            self.update.prepare(tape, self.weights.ordered)
+
+    def step(self, *, first: bool) -> None:
+        """One optimizer step."""
+        tape, weights = self.tape, self.weights.ordered
+        ids = tape.empty((self.batch.rows, self.batch.length), DType.INT64)
+        for _ in range(min(self.strategy.accumulation, STEADY_PASSES)):
+            self._pass(ids)
+        if self.strategy.max_grad_norm:
             tape.mark("clip")
-            clip(tape, weights.ordered)
+            clip(tape, weights)
         tape.mark("optimizer")
-        update.step(tape, weights.ordered, first=not step)
+        if self.shards is not None:
+            self.shards.update(first=first)
+        else:
+            self.update.step(tape, weights, first=first)
         tape.mark("zero_grad")
-        for _, weight in weights.ordered:
+        for _, weight in weights:
             assert weight.node is not None
             weight.node.extra = None
-        del ids
-    tape.mark("end")
-    return tape
 
-
-def _pass(tape: Tape, model: ModelShape, strategy: Strategy, batch: Batch, weights: Weights, ids):
-    """Forward and backward of one micro-batch."""
-    tape.mark("forward")
-    tape.autocast = tape.autocast_dtype is not None
-    x = hidden_states(tape, model, strategy, weights, ids, batch.documents)
-    loss = loss_of(tape, model, strategy, batch, head_of(weights), x)
-    del x
-    tape.leave_autocast()
-    tape.mark("backward")
-    tape.kind = "temporary"
-    tape.backward(loss)
-    tape.kind = "activations"
+    def _pass(self, ids: Tensor) -> None:
+        """Forward and backward of one micro-batch."""
+        tape, model, strategy = self.tape, self.model, self.strategy
+        tape.mark("forward")
+        if self.shards is not None:
+            self.shards.gather(None)
+        tape.autocast = tape.autocast_dtype is not None
+        x = hidden_states(tape, model, strategy, self.weights, ids, self.batch.documents)
+        loss = loss_of(tape, model, strategy, self.batch, head_of(self.weights), x)
+        del x
+        tape.leave_autocast()
+        tape.mark("backward")
+        if self.shards is not None:
+            self.shards.begin_backward()
+        tape.kind = "temporary"
+        tape.backward(loss)
+        tape.kind = "activations"
+        if self.shards is not None:
+            self.shards.release(0)
+            self.shards.release(None)
+            self.shards.end_backward()
 
 
 def few_layers(model: ModelShape, seq_len: int) -> ModelShape | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from sftplan.step.autograd import Frame, Handle, Node, StopRecomputation, run_backward
 from sftplan.step.tensor import DType, Storage, Tensor
@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 LEAF_SEQUENCE = float("inf")  # AccumulateGrad runs as soon as its gradient is there
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(NamedTuple):
     """What a kernel has to do: `flops` on the units of `dtype`, `nbytes` to and from memory."""
 
     kind: str
@@ -40,6 +39,16 @@ class Chip:
     workspace_bytes: int = 32 * MIB
     has_cudnn_attention: bool = True
     multiprocessors: int = 132  # of an H100 or H200 SXM; scratch of reductions grows with it
+
+
+class LayerHooks(Protocol):
+    """What gathers the weights of a layer before it runs and lets them go after."""
+
+    def gather(self, layer: int | None) -> None:
+        """Before the layer runs."""
+
+    def release(self, layer: int | None) -> None:
+        """After it has run."""
 
 
 HOPPER = Chip()
@@ -70,6 +79,8 @@ class Tape:
         self.chip = chip
         self._workspaces: dict[bool, Storage] = {}
         self._in_backward = False
+        self.on_gradient = False  # whether gradients are taken over as they come
+        self.on_layer: LayerHooks | None = None
         self._frame: Frame | None = None
         self._recomputing: Frame | None = None
         self.mark("start")
@@ -145,7 +156,8 @@ class Tape:
 
     def save(self, node: Node, tensor: Tensor) -> None:
         """Keep a tensor for the backward pass, or only its number inside a checkpointed call."""
-        tensor = tensor.detach()
+        if not tensor.is_leaf:  # a weight is kept as itself: its memory may be gathered anew
+            tensor = tensor.detach()
         if self._recomputing is not None:
             frame = self._recomputing
             assert frame.recomputed is not None
@@ -239,7 +251,10 @@ class Tape:
     # -- work ---------------------------------------------------------------------------------------
     def pointwise(self, kind: str, moved: Sequence[Tensor]) -> None:
         """A memory-bound kernel that reads or writes each of these once."""
-        self.works[-1][1][Work(kind, moved[-1].dtype, 0, sum(x.nbytes for x in moved))] += 1
+        num_bytes = 0
+        for x in moved:
+            num_bytes += x.nbytes
+        self.works[-1][1][Work(kind, moved[-1].dtype, 0, num_bytes)] += 1
 
     def work(self, kind: str, dtype: DType, flops: int, num_bytes: int, *shape: int) -> None:
         """A kernel with arithmetic that counts."""
@@ -274,7 +289,9 @@ def _accumulate(
     """The leaf takes a gradient over, or adds it in place to the one it has."""
     gradient = gradients[0]
     assert gradient is not None
-    if isinstance(node.extra, Tensor):
+    if tape.on_gradient:
+        tape.pointwise("copy", [gradient, gradient])
+    elif isinstance(node.extra, Tensor):
         tape.pointwise("add_", [node.extra, gradient, node.extra])
     else:
         tape.relabel(gradient, "gradients")

@@ -7,27 +7,39 @@ written with the local variables of the modelling code they stand for, so lifeti
 from __future__ import annotations
 
 import sys
-from enum import Enum
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from sftplan.step.autograd import Node
 
 
-class DType(Enum):
-    """An element type; its value is a name and its size in bytes."""
+class DType:
+    """An element type: its name and its size in bytes. The few there are are compared by identity."""
 
-    FP32 = ("fp32", 4)
-    BF16 = ("bf16", 2)
-    FP16 = ("fp16", 2)
-    INT64 = ("int64", 8)
-    INT32 = ("int32", 4)
-    BYTE = ("byte", 1)
+    __slots__ = ("label", "size")
+
+    FP32: ClassVar[DType]
+    BF16: ClassVar[DType]
+    FP16: ClassVar[DType]
+    INT64: ClassVar[DType]
+    INT32: ClassVar[DType]
+    BYTE: ClassVar[DType]
 
     def __init__(self, label: str, size: int) -> None:
         self.label = label
         self.size = size
+
+    def __repr__(self) -> str:
+        return self.label
+
+
+DType.FP32 = DType("fp32", 4)
+DType.BF16 = DType("bf16", 2)
+DType.FP16 = DType("fp16", 2)
+DType.INT64 = DType("int64", 8)
+DType.INT32 = DType("int32", 4)
+DType.BYTE = DType("byte", 1)
 
 
 class Storage:
@@ -82,7 +94,10 @@ class Tensor:
     @property
     def nbytes(self) -> int:
         """Bytes of the elements that this view shows."""
-        return prod(self.shape) * self.dtype.size
+        size = self.dtype.size
+        for extent in self.shape:
+            size *= extent
+        return size
 
     def detach(self) -> Tensor:
         """The same memory outside the graph."""
