@@ -142,18 +142,22 @@ class Shards:
             if owner == layer:
                 weight.storage = empty
 
+    def create_moments(self) -> None:
+        """The two moments of the rank's share, in fp32, unless the host holds them."""
+        for layer, elements in self.layer_elements().items():
+            self.tape.enter(layer)
+            for _ in ("exp_avg", "exp_avg_sq") if not self.sharding.offloads_optimizer else ():
+                self._hold(share(elements, self.sharding.ranks) * DType.FP32.size, "optimizer")
+        self.tape.enter(None)
+
     def update(self, *, first: bool) -> None:
         """The optimizer's step on the rank's share: moments once, gradients in fp32 while it runs."""
         if self.sharding.offloads_optimizer:
             self.partition.clear()
             return
-        counts = self.layer_elements()
-        for layer, elements in counts.items() if first else ():
-            self.tape.enter(layer)
-            for _ in ("exp_avg", "exp_avg_sq"):
-                self._hold(share(elements, self.sharding.ranks) * DType.FP32.size, "optimizer")
-        self.tape.enter(None)
-        mine = share(sum(counts.values()), self.sharding.ranks)
+        if first:
+            self.create_moments()
+        mine = share(sum(self.layer_elements().values()), self.sharding.ranks)
         flat = mine * self.size if self.sharding.stage < 3 else 0
         self.tape.scratch(flat, mine * DType.FP32.size)
         held = Tensor((mine,), DType.FP32, self.tape.storage(0))

@@ -50,13 +50,36 @@ def simulate(
     return run.tape
 
 
+def steady(
+    model: ModelShape, strategy: Strategy, batch: Batch, *, num_gpus: int = 1, chip: Chip = HOPPER
+) -> Tape:
+    """The tape of one step as all later ones are: states and, while accumulating, gradients are there.
+
+    One of the accumulated passes stands for all. Peaks in allocated memory and the work of a step are
+    those of `simulate`; what an allocator's cache holds from earlier steps is not in it.
+    """
+    run = _Run(model, strategy, batch, sharding_of(strategy, num_gpus), chip, passes=1)
+    run.settle()
+    run.step(first=False)
+    run.tape.mark("end")
+    return run.tape
+
+
 class _Run:
     """The training loop's state between steps."""
 
     def __init__(
-        self, model: ModelShape, strategy: Strategy, batch: Batch, sharding: Sharding, chip: Chip
+        self,
+        model: ModelShape,
+        strategy: Strategy,
+        batch: Batch,
+        sharding: Sharding,
+        chip: Chip,
+        *,
+        passes: int = STEADY_PASSES,
     ) -> None:
         self.model, self.strategy, self.batch = model, strategy, batch
+        self.passes = min(strategy.accumulation, passes)
         tape = self.tape = Tape(AUTOCAST.get(strategy.precision), chip)
         self.weights = build_weights(tape, model, weight_dtype(strategy.precision))
         if model.tied_embeddings:  # the head is built with a table of its own, which is then let go
@@ -72,11 +95,23 @@ class _Run:
         else:
             self.update.prepare(tape, self.weights.ordered)
 
+    def settle(self) -> None:
+        """Bring the optimizer's states, and gradients if passes are accumulated, into being."""
+        if self.shards is not None:
+            self.shards.create_moments()
+        else:
+            self.update.create(self.tape, self.weights.ordered)
+            for layer, weight in self.weights.ordered if self.strategy.accumulation > 1 else ():
+                assert weight.node is not None
+                self.tape.enter(layer)
+                weight.node.extra = self.tape.empty(weight.shape, weight.dtype, "gradients")
+        self.tape.mark("settled")
+
     def step(self, *, first: bool) -> None:
         """One optimizer step."""
         tape, weights = self.tape, self.weights.ordered
         ids = tape.empty((self.batch.rows, self.batch.length), DType.INT64)
-        for _ in range(min(self.strategy.accumulation, STEADY_PASSES)):
+        for _ in range(self.passes):
             self._pass(ids)
         if self.strategy.max_grad_norm:
             tape.mark("clip")

@@ -62,15 +62,20 @@ class Update:
 
     def step(self, tape: Tape, weights: Trained, *, first: bool) -> None:
         """One update of all weights."""
-        for layer, weight in weights if first else ():
-            tape.enter(layer)
-            self._create(tape, weight)
-        tape.enter(None)
+        if first:
+            self.create(tape, weights)
         if self.master:
             self._bucketed(tape, weights)
         for layer, weight in weights:
             tape.enter(layer)
             tape.pointwise("adamw", self._moved(weight))
+        tape.enter(None)
+
+    def create(self, tape: Tape, weights: Trained) -> None:
+        """The moments of all weights, weight by weight."""
+        for layer, weight in weights:
+            tape.enter(layer)
+            self._create(tape, weight)
         tape.enter(None)
 
     def _create(self, tape: Tape, weight: Tensor) -> None:

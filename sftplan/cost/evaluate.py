@@ -1,0 +1,139 @@
+"""Everything that a strategy costs: one tape, read for memory, time and work."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sftplan.cost.compute import attention_flops_per_token, linear_flops_per_token
+from sftplan.cost.estimate import Compute, Estimate, GpuMemory
+from sftplan.cost.host import host_memory
+from sftplan.cost.memory import allocated_bound_bytes, exact_peaks
+from sftplan.cost.rows import examples_per_step, tokens_per_step
+from sftplan.cost.time import startup_s, step_time
+from sftplan.facts.strategy import Allocator
+from sftplan.step.batch import full_batch
+from sftplan.step.repeat import MIDDLE, Events, expand, multiplicity
+from sftplan.step.simulate import few_layers, simulate, steady
+from sftplan.step.tape import BEFORE_HOPPER, HOPPER, Chip, Tape
+from sftplan.units import GIB
+
+if TYPE_CHECKING:
+    from sftplan.cost.memory import Peaks
+    from sftplan.facts.hardware import Gpu, Hardware
+    from sftplan.facts.model import ModelShape
+    from sftplan.facts.strategy import Strategy
+    from sftplan.facts.workload import Workload
+
+HOPPER_CAPABILITY = 9.0
+# Driver memory of NCCL's communicators and buffers. "1-2 GiB, more with more GPUs" on A100s:
+# stas00/ml-engineering, 2026-08; not measured on other cards yet.
+NCCL_BYTES = GIB
+
+
+def chip_of(gpu: Gpu) -> Chip:
+    """What a GPU's kernels allocate by."""
+    capability = gpu.compute_capability
+    recent = capability is not None and capability >= HOPPER_CAPABILITY
+    return HOPPER if recent else BEFORE_HOPPER
+
+
+class Evaluator:
+    """Costs of one model and workload on so many GPUs.
+
+    What depends on the strategy alone is computed once, however many GPU models ask for it.
+    """
+
+    def __init__(
+        self, model: ModelShape, workload: Workload, *, num_gpus: int, gpus_per_node: int
+    ) -> None:
+        self.model = model
+        self.workload = workload
+        self.num_gpus = num_gpus
+        self.gpus_per_node = gpus_per_node
+        self._few = few_layers(model, workload.seq_len)
+        self._multiplicity = (
+            {} if self._few is None else {MIDDLE: multiplicity(MIDDLE, model.num_layers)}
+        )
+        self._steady: dict[tuple[Strategy, Chip], Tape] = {}
+        self._allocated: dict[tuple[Strategy, Chip], int] = {}
+        self._peaks: dict[tuple[Strategy, Chip], Peaks] = {}
+
+    def bound_bytes(self, strategy: Strategy, hardware: Hardware) -> int:
+        """Memory used if the allocator lost nothing by splitting; bytes."""
+        key = (strategy, chip_of(hardware.gpu))
+        if key not in self._allocated:
+            tape, layers = self._tape(*key), self.model.num_layers
+            self._allocated[key] = allocated_bound_bytes(tape, layers, self._multiplicity)
+        return self._allocated[key] + self._outside_bytes(hardware)
+
+    def step_seconds(self, strategy: Strategy, hardware: Hardware) -> float:
+        """Seconds of one optimizer step."""
+        tape = self._tape(strategy, chip_of(hardware.gpu))
+        time = step_time(tape, self._multiplicity, strategy, self.workload, self.model, hardware)
+        assert time.step_s is not None
+        return time.step_s
+
+    def estimate(self, strategy: Strategy, hardware: Hardware) -> Estimate:
+        """Everything, with the allocator replayed."""
+        tape = self._tape(strategy, chip_of(hardware.gpu))
+        rows = strategy.micro_batch * strategy.accumulation * self.num_gpus
+        time = step_time(tape, self._multiplicity, strategy, self.workload, self.model, hardware)
+        return Estimate(
+            memory=self._memory(strategy, hardware),
+            host=host_memory(self.model, strategy, self.num_gpus, self.gpus_per_node),
+            compute=self._compute(strategy, rows),
+            time=time,
+            tokens_per_step=tokens_per_step(strategy, self.workload, rows),
+            examples_per_step=examples_per_step(strategy, self.workload, rows),
+            rows_per_step=rows,
+        )
+
+    def _tape(self, strategy: Strategy, chip: Chip) -> Tape:
+        key = (strategy, chip)
+        if key not in self._steady:
+            batch = full_batch(strategy, self.workload)
+            model = self._few or self.model
+            self._steady[key] = steady(model, strategy, batch, num_gpus=self.num_gpus, chip=chip)
+        return self._steady[key]
+
+    def _memory(self, strategy: Strategy, hardware: Hardware) -> GpuMemory:
+        key = (strategy, chip_of(hardware.gpu))
+        if key not in self._peaks:
+            expandable = strategy.allocator is Allocator.EXPANDABLE
+            self._peaks[key] = exact_peaks(self._events(*key), expandable=expandable)
+        peaks = self._peaks[key]
+        context = hardware.rates.context_bytes
+        idle = max(hardware.gpu.unusable_bytes, hardware.rates.device_bytes)
+        return GpuMemory(
+            peak_allocated_bytes=peaks.allocated_bytes,
+            peak_reserved_bytes=peaks.reserved_bytes,
+            context_bytes=context,
+            used_bytes=peaks.reserved_bytes + self._outside_bytes(hardware),
+            capacity_bytes=max(0, hardware.gpu.memory_bytes - idle - hardware.memory_taken_bytes),
+            peak_at=peaks.at,
+            by_category=peaks.by_category,
+        )
+
+    def _events(self, strategy: Strategy, chip: Chip) -> Events:
+        batch = full_batch(strategy, self.workload)
+        model = self._few or self.model
+        tape = simulate(model, strategy, batch, num_gpus=self.num_gpus, chip=chip)
+        if self._few is None:
+            return Events(tape.events, tape.sizes, tape.kinds, tape.marks)
+        return expand(tape, self.model.num_layers)
+
+    def _outside_bytes(self, hardware: Hardware) -> int:
+        """What the driver shows beyond the allocator's reserve."""
+        return hardware.rates.context_bytes + (NCCL_BYTES if self.num_gpus > 1 else 0)
+
+    def _compute(self, strategy: Strategy, rows: int) -> Compute:
+        linear = linear_flops_per_token(self.model)
+        attention = attention_flops_per_token(self.model, self.workload.seq_len)
+        per_token = linear + attention
+        tokens = tokens_per_step(strategy, self.workload, rows)
+        return Compute(
+            flops_per_token=per_token,
+            linear_flops_per_token=linear,
+            attention_flops_per_token=attention,
+            step_flops=round(per_token * tokens),
+        )

@@ -1,0 +1,101 @@
+"""GPU memory of a step, read off its tape."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sftplan.cost.allocator import replay, round_size
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sftplan.step.repeat import Events
+    from sftplan.step.tape import Tape
+
+ROUNDING = "rounding"  # what blocks are larger than what was asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Peaks:
+    """Peak bytes that one rank allocates and reserves; `by_category` adds up to the first."""
+
+    allocated_bytes: int
+    reserved_bytes: int
+    at: str
+    by_category: Mapping[str, int]
+
+
+def exact_peaks(events: Events, *, expandable: bool) -> Peaks:
+    """Every event through the allocator."""
+    result = replay(events.events, events.sizes, expandable=expandable)
+    categories: Counter[str] = Counter()
+    for event in events.events[: result.peak_event + 1]:
+        index = event if event >= 0 else ~event
+        size = events.sizes[index]
+        categories[events.kinds[index]] += size if event >= 0 else -size
+    by_category = {kind: size for kind, size in categories.items() if size}
+    by_category[ROUNDING] = result.peak_allocated_bytes - sum(by_category.values())
+    label = max((m for m in events.marks if m[0] <= result.peak_event), key=lambda m: m[0])[1]
+    return Peaks(
+        allocated_bytes=result.peak_allocated_bytes,
+        reserved_bytes=result.peak_reserved_bytes,
+        at=describe(label),
+        by_category=by_category,
+    )
+
+
+def describe(label: str) -> str:
+    """The name of a segment as a person says it.
+
+    >>> describe("backward 35"), describe("forward end"), describe("backward")
+    ('backward pass of layer 35', 'forward pass, LM head and loss', 'backward pass of the loss')
+    """
+    phase, _, rest = label.partition(" ")
+    if rest.isdigit():
+        return f"{phase} pass of layer {rest}"
+    return {
+        "forward end": "forward pass, LM head and loss",
+        "forward": "forward pass, embedding",
+        "backward": "backward pass of the loss",
+        "start": "building of the model",
+        "optimizer": "optimizer step",
+        "clip": "clipping",
+    }.get(label, label)
+
+
+def allocated_bound_bytes(few: Tape, num_layers: int, multiplicity: Mapping[int, int]) -> int:
+    """Peak allocated without splitting losses: segments' net sizes, the middle layer's many times.
+
+    Exact where the allocator splits every block, as with expandable segments.
+    """
+    sizes = [round_size(size) if size else 0 for size in few.sizes]
+    live = peak = 0
+    bounds = [position for position, _ in few.marks] + [len(few.events)]
+    for (start, label), stop in zip(few.marks, bounds[1:], strict=True):
+        number = label.rpartition(" ")[2]
+        times = multiplicity.get(int(number), 1) if number.isdigit() else 1
+        highest, net = _excursion(few, sizes, start, stop, multiplicity if times == 1 else {})
+        last = live + net * (times - 1)
+        peak = max(peak, live + highest, last + highest)
+        live = last + net
+    return peak
+
+
+def _excursion(
+    few: Tape, sizes: list[int], start: int, stop: int, multiplicity: Mapping[int, int]
+) -> tuple[int, int]:
+    """Highest and final level of a stretch, from zero; what it does to the middle layer counts for all."""
+    level = highest = 0
+    events, owners = few.events, few.owners
+    for event in events[start:stop]:
+        index = event if event >= 0 else ~event
+        owner = owners[index]
+        size = sizes[index] * (multiplicity.get(owner, 1) if owner is not None else 1)
+        if event >= 0:
+            level += size
+            highest = max(highest, level)
+        else:
+            level -= size
+    return highest, level
