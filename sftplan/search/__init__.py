@@ -1,0 +1,1 @@
+"""Which strategy to train with: enumerate, prune, rank, and say what else there was."""

@@ -1,0 +1,207 @@
+"""The strategies worth an exact look, found with few cheap ones.
+
+Families are taken in the order of what they could reach at best: their plain branch at the largest
+micro-batch, whether that fits or not (laws 2 to 4 of `coster`). A family, or a branch of it, that
+could not come within the tie tolerance of the fastest found so far is never looked into.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from sftplan.facts.strategy import Attention, Checkpointing, Loss, Offload, Strategy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from sftplan.search.coster import Ledger
+    from sftplan.search.space import Branch, Family
+
+TIE_FRACTION = 0.02  # what is within it of the fastest is as fast: estimates are no better
+_PADDED: dict[str, Any] = {"packing": False, "attention": Attention.SDPA}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A strategy with its cheap figures; `seconds` per example, as packed steps hold others."""
+
+    strategy: Strategy
+    used_bytes: int
+    seconds: float
+
+
+def num_mechanisms(strategy: Strategy) -> int:
+    """How much machinery a strategy brings along; of equals the simpler one is better."""
+    return (
+        strategy.zero
+        + (strategy.accumulation > 1)
+        + list(Offload).index(strategy.offload)
+        + list(Checkpointing).index(strategy.checkpointing)
+        + (strategy.loss is Loss.CHUNKED)
+        + strategy.packing
+        + strategy.compile
+    )
+
+
+def best_first(candidates: Iterable[Candidate], capacity: int) -> list[Candidate]:
+    """The tie rule: fastest within 2 %, then most headroom, then fewest mechanisms.
+
+    Headroom is compared in percent of the capacity. What is slower than the tie is left out.
+    """
+    found = list(candidates)
+    fastest = min((each.seconds for each in found), default=0.0)
+    tied = [each for each in found if each.seconds <= fastest * (1 + TIE_FRACTION)]
+
+    def key(each: Candidate) -> tuple[int, int, float]:
+        percent = each.used_bytes * 100 // max(capacity, 1)
+        return percent, num_mechanisms(each.strategy), each.seconds
+
+    return sorted(tied, key=key)
+
+
+def leanest_first(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Least memory within 2 %, then fastest, then fewest mechanisms."""
+    found = list(candidates)
+    least = min((each.used_bytes for each in found), default=0)
+    tied = [each for each in found if each.used_bytes <= least * (1 + TIE_FRACTION)]
+    return sorted(tied, key=lambda each: (each.seconds, num_mechanisms(each.strategy)))
+
+
+class Explorer:
+    """The fastest strategies of some families that need at most `limit_bytes`."""
+
+    def __init__(self, ledger: Ledger, limit_bytes: float) -> None:
+        self._ledger = ledger
+        self._limit = limit_bytes
+        self._fastest = float("inf")
+        self._found: list[Candidate] = []
+
+    def run(self, families: Iterable[Family]) -> list[Candidate]:
+        """Everything within the tie of the fastest, and what was looked at on the way."""
+        offered = list(families)
+        if not any(self._can_fit(family.leanest) for family in offered):
+            return []
+        for seconds, family in self._by_promise(offered):
+            if not self._may_win(seconds):
+                break
+            if self._can_fit(family.leanest):
+                self._explore(family)
+        return self._found
+
+    def _may_win(self, seconds: float) -> bool:
+        return seconds <= self._fastest * (1 + TIE_FRACTION)
+
+    def _seconds(self, branch: Branch, index: int) -> float:
+        return self._ledger.step_s(branch.at(index)) / branch.examples
+
+    def _fits(self, branch: Branch, index: int) -> bool:
+        return self._ledger.used_bytes(branch.at(index)) <= self._limit
+
+    def _by_promise(self, families: Sequence[Family]) -> list[tuple[float, Family]]:
+        """With what each family could reach; padded rows reach no more than the same packed."""
+        packed = {
+            replace(family.plain.template, **_PADDED): family.plain
+            for family in families
+            if family.plain.template.attention is Attention.VARLEN
+        }
+        promises = []
+        for family in families:
+            twin = packed.get(replace(family.plain.template, **_PADDED), family.plain)
+            promises.append((self._branch_at_best(twin), family))
+        return sorted(promises, key=lambda promise: promise[0])
+
+    def _branch_at_best(self, branch: Branch) -> float:
+        last = len(branch.micros) - 1
+        if branch.steady:
+            return self._seconds(branch, last)
+        return min(self._seconds(branch, index) for index in range(last + 1))
+
+    def _can_fit(self, leanest: Branch) -> bool:
+        return self._fits(leanest, 0) or self._fits(leanest, len(leanest.micros) - 1)
+
+    def _explore(self, family: Family) -> None:
+        """All branches, savers last; one too slow at its best rules out those that save more."""
+        too_slow: list[tuple[int, int]] = []
+        for place, branch in sorted(family.branches.items(), key=lambda it: (sum(it[0]), it[0])):
+            if any(place[0] >= slow[0] and place[1] >= slow[1] for slow in too_slow):
+                continue
+            if self._may_win(self._branch_at_best(branch)):
+                self._walk(branch)
+            else:
+                too_slow.append(place)
+
+    def _walk(self, branch: Branch) -> None:
+        """From the largest micro-batch that fits downwards, while that is not too slow."""
+        top = self._largest(branch)
+        for index in range(top, -1, -1):
+            if not self._fits(branch, index):
+                continue
+            seconds = self._seconds(branch, index)
+            strategy = branch.at(index)
+            used = self._ledger.used_bytes(strategy)
+            self._found.append(Candidate(strategy=strategy, used_bytes=used, seconds=seconds))
+            self._fastest = min(self._fastest, seconds)
+            if branch.steady and index < top and not self._may_win(seconds):
+                break
+
+    def _largest(self, branch: Branch) -> int:
+        """Index of the largest micro-batch that fits, by bisection; -1 if none does (law 1)."""
+        last = len(branch.micros) - 1
+        if self._fits(branch, last):
+            return last
+        low, high = -1, last
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self._fits(branch, middle) else (low, middle)
+        return low
+
+
+def explore_lean(ledger: Ledger, families: Sequence[Family]) -> list[Candidate]:
+    """What needs least memory, and all that comes within the tie of it."""
+    at_least = [(_least_bytes(ledger, family.leanest), family) for family in families]
+    limit = min((used for used, _ in at_least), default=0) * (1 + TIE_FRACTION)
+    found: list[Candidate] = []
+    for used, family in at_least:
+        if used > limit:
+            continue
+        for branch in family.branches.values():
+            found += _up_to(ledger, branch, limit)
+    return found
+
+
+def _up_to(ledger: Ledger, branch: Branch, limit: float) -> Iterator[Candidate]:
+    """The micro-batches from the smallest up within the limit, and perhaps the largest."""
+    last = len(branch.micros) - 1
+    inside = True
+    for index in range(last + 1):
+        if not inside and index < last:
+            continue
+        strategy = branch.at(index)
+        used = ledger.used_bytes(strategy)
+        inside = used <= limit
+        if inside:
+            seconds = ledger.step_s(strategy) / branch.examples
+            yield Candidate(strategy=strategy, used_bytes=used, seconds=seconds)
+
+
+def find_leanest(ledger: Ledger, families: Sequence[Family]) -> Candidate | None:
+    """What needs least memory of all."""
+    least: Candidate | None = None
+    for branch in (family.leanest for family in families):
+        for index in _ends(branch):
+            strategy = branch.at(index)
+            used = ledger.used_bytes(strategy)
+            if least is None or used < least.used_bytes:
+                seconds = ledger.step_s(strategy) / branch.examples
+                least = Candidate(strategy=strategy, used_bytes=used, seconds=seconds)
+    return least
+
+
+def _ends(branch: Branch) -> Sequence[int]:
+    """Smallest and largest micro-batch: the latter alone keeps no gradients while it runs."""
+    return sorted({0, len(branch.micros) - 1})
+
+
+def _least_bytes(ledger: Ledger, branch: Branch) -> int:
+    return min(ledger.used_bytes(branch.at(index)) for index in _ends(branch))

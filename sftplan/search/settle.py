@@ -1,0 +1,160 @@
+"""From candidates to one option that was estimated exactly."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from sftplan.search.coster import capacity_bytes, judge, missing_host_bytes
+from sftplan.search.explore import Explorer, best_first, explore_lean, find_leanest, leanest_first
+from sftplan.search.result import Option
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sftplan.facts.hardware import Hardware
+    from sftplan.facts.strategy import Offload, Strategy
+    from sftplan.search.coster import Ledger
+    from sftplan.search.explore import Candidate
+    from sftplan.search.space import Family, Space
+
+Minimize = Literal["time", "cost", "memory"]
+
+# Exact estimates after which a family of strategies is taken not to fit but for its leanest.
+MAX_TRIES = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """One job on one machine: what may be chosen, what it costs, and what is wanted."""
+
+    space: Space
+    ledger: Ledger
+    margin: float
+    minimize: Minimize
+
+    @property
+    def hardware(self) -> Hardware:
+        """The machine."""
+        return self.ledger.hardware
+
+    def option(self, strategy: Strategy) -> Option:
+        """The exact estimate of a strategy with its verdict."""
+        estimate = self.ledger.exact(strategy)
+        verdict = judge(estimate, self.hardware, self.margin)
+        return Option(strategy=strategy, estimate=estimate, verdict=verdict)
+
+
+def best_option(search: Search) -> Option:
+    """The best that fits within the margin, else the best that fits, else the leanest.
+
+    What stays on the GPU goes before what is offloaded.
+    """
+    capacity = capacity_bytes(search.hardware)
+    families = {offload: list(search.space.families(offload)) for offload in search.space.offloads}
+    for limit in (capacity * (1 - search.margin), capacity):
+        for offered in families.values():
+            option = settle(search, offered, limit)
+            if option is not None:
+                return option
+    return _leanest(search, families)
+
+
+def settle(search: Search, families: Sequence[Family], limit: float) -> Option | None:
+    """The best of these families that needs at most `limit` bytes, verified; None if none does.
+
+    Reserved memory exceeds the cheap estimate by a share that is alike among neighbours: what an
+    exact estimate shows of it, the next try allows for.
+    """
+    inflation = 1.0
+    for _ in range(MAX_TRIES):
+        ranked = _ranked(search, families, limit / inflation)
+        if not ranked:
+            break
+        option = search.option(ranked[0].strategy)
+        if _holds(option, limit):
+            return option
+        if missing_host_bytes(option.estimate, search.hardware):
+            return None  # a smaller batch does not ease the host, which holds states
+        over = option.estimate.memory.used_bytes / max(ranked[0].used_bytes, 1)
+        inflation = max(over, inflation * 1.001)
+    else:
+        ranked = _ranked(search, families, limit / inflation)
+        if ranked and _holds(search.option(ranked[0].strategy), limit):
+            return search.option(ranked[0].strategy)
+    return _last_resort(search, families, limit)
+
+
+def _last_resort(search: Search, families: Sequence[Family], limit: float) -> Option | None:
+    """The leanest, should it fit after all."""
+    least = find_leanest(search.ledger, families)
+    if least is None or least.used_bytes > limit:
+        return None
+    option = search.option(least.strategy)
+    return option if _holds(option, limit) else None
+
+
+def _holds(option: Option, limit: float) -> bool:
+    if option.verdict == "does_not_fit":
+        return False
+    memory = option.estimate.memory
+    return memory.used_bytes <= limit
+
+
+def _ranked(search: Search, families: Sequence[Family], limit: float) -> list[Candidate]:
+    if search.minimize == "memory":
+        lean = leanest_first(explore_lean(search.ledger, families))
+        return [each for each in lean if each.used_bytes <= limit]
+    found = Explorer(search.ledger, limit).run(families)
+    return best_first(found, capacity_bytes(search.hardware))
+
+
+def _leanest(search: Search, families: dict[Offload, list[Family]]) -> Option:
+    """What needs least of the GPU, of what the host can hold."""
+    found = (find_leanest(search.ledger, offered) for offered in families.values())
+    leanest = [each for each in found if each is not None]
+    options = []
+    for each in sorted(leanest, key=lambda each: each.used_bytes):
+        options.append(search.option(each.strategy))
+        if not missing_host_bytes(options[-1].estimate, search.hardware):
+            return options[-1]
+    return options[-1]
+
+
+def num_steps(search: Search, option: Option) -> int | None:
+    """Optimizer steps of the run; None when nobody said how much work there is."""
+    workload, estimate = search.space.workload, option.estimate
+    if workload.num_examples is not None:
+        return math.ceil(workload.epochs * workload.num_examples / estimate.examples_per_step)
+    if workload.num_tokens is not None:
+        return math.ceil(workload.epochs * workload.num_tokens / estimate.tokens_per_step)
+    return None
+
+
+def run_seconds(search: Search, option: Option) -> float | None:
+    """Start-up and all steps; None where the work or the step time is unknown."""
+    steps, time = num_steps(search, option), option.estimate.time
+    if steps is None or time.step_s is None:
+        return None
+    return (time.startup_s or 0.0) + steps * time.step_s
+
+
+def without_compiling(search: Search, compiled: Option) -> Option:
+    """The best uncompiled option if its whole run ends earlier, else the compiled one."""
+    total = run_seconds(search, compiled)
+    free = "compile" not in search.space.pins and search.minimize != "memory"
+    if not (free and total is not None and compiled.strategy.compile):
+        return compiled
+    capacity = capacity_bytes(search.hardware)
+    limit = capacity * (1 - search.margin) if compiled.verdict == "fits" else capacity
+    plain = [
+        family
+        for family in search.space.families(compiled.strategy.offload)
+        if not family.plain.template.compile
+    ]
+    other = settle(search, plain, limit)
+    other_total = None if other is None else run_seconds(search, other)
+    if other is None or other_total is None or other_total >= total:
+        return compiled
+    return other
