@@ -1,11 +1,17 @@
-"""What torch.compile keeps and allocates when every block is compiled on its own (AOTAutograd and inductor, PyTorch 2.13).
+"""What torch.compile keeps and allocates where every block is compiled on its own.
 
-The partitioner keeps what a product or the attention needs again, the mean and rstd of norms, and the sources of what it
-recomputes; chains of pointwise ops between them leave no tensor behind. So a block keeps
+AOTAutograd and inductor of PyTorch 2.13.
+
+The partitioner keeps what a product or the attention needs again, the mean and rstd of norms, and
+the sources of what it recomputes; chains of pointwise ops between them leave no tensor behind. So
+a block keeps
 - its own input, which is the block before's result and is not counted here;
-- every linear layer's input, shared by the layers that read it, and under autocast the copy of every weight;
-- q, k and v as the attention read them, its result and its log-sum-exp; with query and key norms also their inputs;
-- the output projection's result, from which x + attention(x) is formed again (not where MLP and attention are parallel);
+- every linear layer's input, shared by the layers that read it, and under autocast the copy of
+  every weight;
+- q, k and v as the attention read them, its result and its log-sum-exp; with query and key norms
+  also their inputs;
+- the output projection's result, from which x + attention(x) is formed again (not where MLP and
+  attention are parallel);
 - what enters the activation, and up(x) where the MLP is gated; for ReLU only what comes out;
 - each dropout's mask, one byte per element: the seed is not enough.
 
@@ -26,7 +32,7 @@ if TYPE_CHECKING:
     from sftplan.facts.model import ModelShape
 
 HEAD_MULTIPLE = 64  # columns that the LM head is padded to
-SUPPORTED = (Family.GPT2, Family.LLAMA, Family.GEMMA, Family.NEOX, Family.OPT)
+SUPPORTED = (Family.GPT2, Family.LLAMA, Family.GEMMA, Family.PHI3, Family.NEOX, Family.OPT)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,7 +51,7 @@ class Buffer:
 
 @dataclass(slots=True)
 class Graph:
-    """Births (True) and deaths (False) in the order of the wrapper code; `held` is what lives at the end."""
+    """Births (True) and deaths (False) in the wrapper code's order; `held` lives at the end."""
 
     events: list[tuple[bool, Buffer]] = field(default_factory=list)
     held: dict[str, Buffer] = field(default_factory=dict)
@@ -78,7 +84,8 @@ class Graph:
 class Compiled:
     """A compiled function: what it keeps for the backward pass, and the events of both passes.
 
-    The backward pass begins with `saved` alive, which it frees, and ends with the gradients alive. The gradient
+    The backward pass begins with `saved` alive, which it frees, and ends with the gradients
+    alive. The gradient
     that comes in is held by the autograd engine all the while and is not among the events.
     """
 
@@ -93,10 +100,21 @@ class Compiled:
 
 
 def compiled_block(
-    model: ModelShape, tokens: int, *, weights: DType = DType.FP32, autocast: DType | None = DType.BF16,
+    model: ModelShape,
+    tokens: int,
+    *,
+    weights: DType = DType.FP32,
+    autocast: DType | None = DType.BF16,
     dropout: bool | None = None,
-) -> Compiled:  # fmt: skip
-    """One block over `tokens` tokens, attention by `varlen_attn`; `dropout` None: as the model has it.
+    by_token: bool = False,
+) -> Compiled:
+    """One block over `tokens` tokens, attention by `varlen_attn`.
+
+    `dropout` None is as the model has it.
+
+    `by_token` says that attention gets q and k contiguous as (tokens, heads, d_head): without it
+    NeoX's rotated heads lie
+    head by head, so does the result, and the output projection needs and keeps a copy.
 
     GPT-2 under autocast with dropout, per token: 32·d bytes, the statistics and the weights' copies
 
@@ -116,9 +134,11 @@ def compiled_block(
         raise NotImplementedError(message)
     if dropout is None:
         dropout = model.residual_dropout > 0
-    block = _Block(model, tokens, weights, autocast, dropout)
+    block = _Block(model, tokens, weights, autocast, dropout, by_token)
     forward = block.forward()
-    return Compiled(tuple(x for n, x in forward.held.items() if n != "out"), forward, block.backward(forward))
+    return Compiled(
+        tuple(x for n, x in forward.held.items() if n != "out"), forward, block.backward(forward)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +148,7 @@ class _Block:
     weights: DType
     autocast: DType | None
     dropout: bool
+    by_token: bool
 
     @property
     def low(self) -> DType:
@@ -135,7 +156,7 @@ class _Block:
 
     @property
     def gated(self) -> bool:
-        return self.model.family in (Family.LLAMA, Family.GEMMA)
+        return self.model.family in (Family.LLAMA, Family.GEMMA, Family.PHI3)
 
     @property
     def relu(self) -> bool:
@@ -143,27 +164,54 @@ class _Block:
 
     @property
     def fused_qkv(self) -> bool:
-        return self.model.family in (Family.GPT2, Family.NEOX)
+        return self.model.family in (Family.GPT2, Family.NEOX, Family.PHI3)
 
     def projections(self) -> list[tuple[str, str, int, int]]:
-        """Name of the weight, name of its result, columns in and out, in the order of the forward pass."""
+        """Weight's name, its result's, columns in and out, in the order of the forward pass."""
         m = self.model
         d, f, q, kv = m.hidden_size, m.intermediate_size, m.query_size, m.kv_size
         if m.family is Family.GPT2:
-            return [("attn.c_attn", "qkv", d, q + 2 * kv), ("attn.c_proj", "projected", q, d),
-                    ("mlp.c_fc", "pre", d, f), ("mlp.c_proj", "down", f, d)]  # fmt: skip
+            return [
+                ("attn.c_attn", "qkv", d, q + 2 * kv),
+                ("attn.c_proj", "projected", q, d),
+                ("mlp.c_fc", "pre", d, f),
+                ("mlp.c_proj", "down", f, d),
+            ]
         if m.family is Family.NEOX:
-            return [("query_key_value", "qkv", d, q + 2 * kv), ("dense", "projected", q, d),
-                    ("dense_h_to_4h", "pre", d, f), ("dense_4h_to_h", "down", f, d)]  # fmt: skip
-        attention = [("q_proj", "q", d, q), ("k_proj", "k", d, kv), ("v_proj", "v", d, kv), ("o_proj", "projected", q, d)]
+            return [
+                ("query_key_value", "qkv", d, q + 2 * kv),
+                ("dense", "projected", q, d),
+                ("dense_h_to_4h", "pre", d, f),
+                ("dense_4h_to_h", "down", f, d),
+            ]
+        if m.family is Family.PHI3:
+            return [
+                ("qkv_proj", "qkv", d, q + 2 * kv),
+                ("o_proj", "projected", q, d),
+                ("gate_up_proj", "pre", d, 2 * f),
+                ("down_proj", "down", f, d),
+            ]
+        attention = [
+            ("q_proj", "q", d, q),
+            ("k_proj", "k", d, kv),
+            ("v_proj", "v", d, kv),
+            ("o_proj", "projected", q, d),
+        ]
         if self.gated:
-            return [*attention, ("gate_proj", "pre", d, f), ("up_proj", "up", d, f), ("down_proj", "down", f, d)]
+            return [
+                *attention,
+                ("gate_proj", "pre", d, f),
+                ("up_proj", "up", d, f),
+                ("down_proj", "down", f, d),
+            ]
         return [*attention, ("fc1", "act" if self.relu else "pre", d, f), ("fc2", "down", f, d)]
 
-    # -- forward ------------------------------------------------------------------------------------
+    # -- forward -----------------------------------------------------------------------------
     def forward(self) -> Graph:
         graph, m, n = Graph(), self.model, self.tokens
-        linear = {result: (weight, rows, columns) for weight, result, rows, columns in self.projections()}
+        linear = {
+            result: (weight, rows, columns) for weight, result, rows, columns in self.projections()
+        }
 
         def product(result: str) -> None:
             weight, rows, columns = linear[result]
@@ -176,7 +224,7 @@ class _Block:
             graph.new("norm2", n, m.hidden_size, dtype=self.low)
         if self.fused_qkv:
             product("qkv")
-            if m.family is Family.NEOX:
+            if m.family is not Family.GPT2:  # v stays a view of all three
                 graph.new("q", n, m.query_size, dtype=self.low)
                 graph.new("k", n, m.kv_size, dtype=self.low)
         else:
@@ -189,7 +237,7 @@ class _Block:
         graph.new("attended", n, m.query_size, dtype=self.low)
         graph.new("logsumexp", m.num_heads, n, dtype=DType.FP32)
         graph.new("attention.rng", 2, dtype=DType.INT64)
-        if m.family is Family.NEOX:  # roped heads are stored head by head, and the kernel's result like them
+        if m.family is Family.NEOX and not self.by_token:
             graph.new("attended by token", n, m.query_size, dtype=self.low)
         product("projected")
         if self.dropout:
@@ -199,7 +247,7 @@ class _Block:
             self._norm(graph, "norm2")
         if not self.relu:
             product("pre")
-        if self.gated:
+        if "up" in linear:
             product("up")
         if self.relu:
             product("act")
@@ -224,7 +272,7 @@ class _Block:
         graph.new(name, self.tokens, self.model.hidden_size, dtype=self.low)
 
     def _rotate(self, graph: Graph) -> None:
-        """Rotated (or scaled) q and k replace what they are made of, which only a norm of them keeps."""
+        """Rotated (or scaled) q and k replace their sources, which only a norm of them keeps."""
         for part, size in (("q", self.model.query_size), ("k", self.model.kv_size)):
             if self.model.family is Family.OPT and part == "k":
                 continue
@@ -232,12 +280,17 @@ class _Block:
             graph.free(part)
             graph.reuse(f"{part} read", part)
 
-    # -- backward -----------------------------------------------------------------------------------
+    # -- backward -----------------------------------------------------------------------------
     def backward(self, forward: Graph) -> Graph:
         graph, m, n, low = Graph(), self.model, self.tokens, self.low
         graph.held = {name: buffer for name, buffer in forward.held.items() if name != "out"}
-        d, f = m.hidden_size, m.intermediate_size
-        linear = {result: (weight, rows, columns) for weight, result, rows, columns in self.projections()}
+        d = m.hidden_size
+        if m.parallel_residual:
+            self._parallel_backward(graph)
+            return graph
+        linear = {
+            result: (weight, rows, columns) for weight, result, rows, columns in self.projections()
+        }
         full = self.weights is not low
 
         def inward(result: str, name: str) -> None:
@@ -258,22 +311,31 @@ class _Block:
         if full or self.dropout:
             graph.new("d out low", n, d, dtype=low)
             graph.free("mask2")
-        inward("down", "d act")
-        weight_gradient("down")
-        graph.free("act" if not self.relu else "", "d out low")
-        if self.gated:
-            graph.new("d pre", n, f, dtype=low)  # beside d up, which is written over `up`
+        if self.gated:  # as inductor's scheduler chose in all cases; the others vary
+            weight_gradient("down")
+            graph.free("act")
+            inward("down", "d act")
+            graph.free("d out low")
+            if d < n:  # the scheduler takes first what grows memory least
+                widen("down")
+            graph.new("d pre", n, linear["pre"][2], dtype=low)
             graph.free("pre", "d act")
-            graph.reuse("up", "d up")
-            widen("down")
+            if "up" in linear:
+                graph.reuse("up", "d up")
+            if d >= n:
+                widen("down")
             inward("pre", "d norm2 a")
             weight_gradient("pre")
             graph.free("d pre")
-            inward("up", "d norm2 b")
-            weight_gradient("up")
+            if "up" in linear:
+                inward("up", "d norm2 b")
+                weight_gradient("up")
             graph.free("d up", "norm2")
-            widen("pre", "up")
+            widen("pre", *(["up"] if "up" in linear else []))
         else:
+            inward("down", "d act")
+            weight_gradient("down")
+            graph.free("" if self.relu else "act", "d out low")
             inner = "act" if self.relu else "pre"
             graph.free(inner)
             widen("down")
@@ -281,15 +343,16 @@ class _Block:
             weight_gradient(inner)
             graph.free("norm2", "d act")
             widen(inner)
-        if not m.parallel_residual:
-            late = m.norm == "rmsnorm"  # its weight's gradient is a kernel of its own, after the attention
-            self._norm_backward(graph, "norm2", "d x", [] if late else ["d norm2 a", "d norm2 b"])
-            graph.free("mask1", "" if late else "projected")
+        late = (
+            m.norm == "rmsnorm"
+        )  # its weight's gradient is a kernel of its own, after the attention
+        self._norm_backward(graph, "norm2", "d x", [] if late else ["d norm2 a", "d norm2 b"])
+        graph.free("mask1", "" if late else "projected")
         if full or self.dropout:
             graph.new("d projected", n, d, dtype=low)
         inward("projected", "d attended")
         weight_gradient("projected")
-        graph.free("d projected", "attended by token")
+        graph.free("d projected")
         for part, size in (("d q", m.query_size), ("d k", m.kv_size), ("d v", m.kv_size)):
             graph.new(part, n, size, dtype=low)
         graph.free("d attended", "attended", "logsumexp", "attention.rng", "q", "k", "v", "qkv")
@@ -314,9 +377,54 @@ class _Block:
             graph.free("norm1")
             widen("q", "k", "v")
         graph.new("biases and norms", self._small(), dtype=self.weights)
-        self._norm_backward(graph, "norm1", "d in", [f"d norm1 {part}" for part in "qkv"] + ["d norm2 a", "d norm2 b"])
+        self._norm_backward(
+            graph,
+            "norm1",
+            "d in",
+            [f"d norm1 {part}" for part in "qkv"] + ["d norm2 a", "d norm2 b"],
+        )
         graph.free("d x", "projected")
         return graph
+
+    def _parallel_backward(self, graph: Graph) -> None:
+        """NeoX: weights' gradients that can be taken, then attention, then the MLP."""
+        m, n, low, full = self.model, self.tokens, self.low, self.weights is not self.low
+        linear = {
+            result: (weight, rows, columns) for weight, result, rows, columns in self.projections()
+        }
+
+        def weight_gradient(result: str, *read: str) -> None:
+            weight, rows, columns = linear[result]
+            graph.new(f"{weight} low" if full else f"{weight}.grad", rows, columns, dtype=low)
+            graph.free(*read)
+            if full:
+                graph.new(f"{weight}.grad", rows, columns, dtype=self.weights)
+                graph.free(f"{weight} low")
+
+        if full or self.dropout:
+            graph.new("d out low", n, m.hidden_size, dtype=low)
+            graph.free("mask1", "mask2")
+        weight_gradient("projected", "attended by token")
+        weight_gradient("down", "act")
+        graph.new("d attended", n, m.query_size, dtype=low)
+        graph.free(f"cast {linear['projected'][0]}")
+        for part, size in (("d q", m.query_size), ("d k", m.kv_size), ("d v", m.kv_size)):
+            graph.new(part, n, size, dtype=low)
+        graph.free("d attended", "attended", "logsumexp", "attention.rng", "q", "k", "qkv")
+        graph.new("d qkv by head", n, linear["qkv"][2], dtype=low)
+        graph.free("d q", "d k", "d v")
+        graph.new("d qkv", n, linear["qkv"][2], dtype=low)
+        graph.free("d qkv by head")
+        weight_gradient("qkv", "norm1")
+        graph.new("d norm1", n, m.hidden_size, dtype=low)
+        graph.free("d qkv", f"cast {linear['qkv'][0]}")
+        graph.new("d act", n, m.intermediate_size, dtype=low)
+        graph.free(f"cast {linear['down'][0]}", "pre", "d out low")
+        weight_gradient("pre", "norm2")
+        graph.new("d norm2", n, m.hidden_size, dtype=low)
+        graph.free("d act", f"cast {linear['pre'][0]}")
+        graph.new("biases and norms", self._small(), dtype=self.weights)
+        self._norm_backward(graph, "norm1", "d in", ["d norm1", "d norm2"])
 
     def _small(self) -> int:
         """Elements of the biases and of the norms' weights, whose gradients come last here."""
@@ -333,11 +441,17 @@ class _Block:
 
 
 def compiled_head(
-    vocab_size: int, hidden_size: int, positions: int, *, weights: DType = DType.FP32, autocast: DType | None = DType.BF16,
-) -> Compiled:  # fmt: skip
+    vocab_size: int,
+    hidden_size: int,
+    positions: int,
+    *,
+    weights: DType = DType.FP32,
+    autocast: DType | None = DType.BF16,
+) -> Compiled:
     """F.linear(h, padded W).float() and cross-entropy over `positions` rows, compiled together.
 
-    The logits exist once, in the low type, and their gradient is written over them; softmax leaves two fp32
+    The logits exist once, in the low type, and their gradient is written over them; softmax
+    leaves two fp32
     numbers per row. The low (or padded) weight is kept from forward to backward.
 
     >>> compiled_head(50257, 768, 1024).saved_bytes
