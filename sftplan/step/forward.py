@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from sftplan.facts.params import parameters
 from sftplan.facts.strategy import Checkpointing
 from sftplan.step.blocks import BLOCKS
+from sftplan.step.blocks.compiled import can_compile, compiled_layer
 from sftplan.step.blocks.context import Context, rotary_tables
 from sftplan.step.blocks.llama import norm
 from sftplan.step.ops.lookup import embedding
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from sftplan.facts.model import ModelShape
     from sftplan.facts.strategy import Strategy
     from sftplan.step.autograd import Node
+    from sftplan.step.blocks import Block
     from sftplan.step.tape import Tape
 
 
@@ -74,14 +76,16 @@ def hidden_states(
     context = Context(model=model, strategy=strategy, tables=tables, documents=documents)
     x = tokens if positions is None else add(tape, tokens, positions)
     x = dropout(tape, x, model.embedding_dropout)
+    compiles = strategy.compile and can_compile(model)
+    block = compiled_layer if compiles else BLOCKS[model.family]
     for number, layer in enumerate(weights.layers):
         tape.mark("forward", number)
         if tape.on_layer is not None:
             tape.on_layer.gather(number)
         if strategy.checkpointing is Checkpointing.NONE:
-            x = BLOCKS[model.family](tape, context, number, layer, x)
+            x = block(tape, context, number, layer, x)
         else:
-            x = tape.checkpoint(_layer_call(tape, context, number, layer), x)
+            x = tape.checkpoint(_layer_call(tape, block, context, number, layer), x)
         if tape.on_layer is not None:
             tape.on_layer.release(number)
         x = boundary(tape, number, x)
@@ -119,10 +123,8 @@ def _enter_layer(
 
 
 def _layer_call(
-    tape: Tape, context: Context, number: int, layer: dict[str, Tensor]
+    tape: Tape, block: Block, context: Context, number: int, layer: dict[str, Tensor]
 ) -> Callable[[Tensor], Tensor]:
-    block = BLOCKS[context.model.family]
-
     def call(x: Tensor) -> Tensor:
         return block(tape, context, number, layer, x)
 

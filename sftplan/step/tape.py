@@ -51,6 +51,7 @@ class LayerHooks(Protocol):
         """After it has run."""
 
 
+LT_WORKSPACE_BYTES = MIB  # CUDABlas.cpp, _parseChosenWorkspaceSize of cuBLASLt
 HOPPER = Chip()
 BEFORE_HOPPER = Chip(workspace_bytes=8320 * KIB, has_cudnn_attention=False)
 
@@ -78,6 +79,7 @@ class Tape:
         self._sequence = 0
         self.chip = chip
         self._workspaces: dict[bool, Storage] = {}
+        self._lt_workspace: Storage | None = None
         self._in_backward = False
         self.on_gradient = False  # whether gradients are taken over as they come
         self.on_layer: LayerHooks | None = None
@@ -265,6 +267,11 @@ class Tape:
         if self._in_backward not in self._workspaces:
             size = self.chip.workspace_bytes
             self._workspaces[self._in_backward] = self.storage(size, "workspace")
+
+    def touch_lt_workspace(self) -> None:
+        """CuBLASLt takes one of its own at the first product with a bias."""
+        if self._lt_workspace is None:
+            self._lt_workspace = self.storage(LT_WORKSPACE_BYTES, "workspace")
 
     def host(self, name: str, *, backward: bool = False) -> None:
         """One operation that the host dispatches."""

@@ -24,19 +24,18 @@ EIGHT_BIT_MIN_ELEMENTS = 4096  # bitsandbytes: smaller tensors keep fp32 moments
 def clip(tape: Tape, weights: Trained) -> None:
     """torch.nn.utils.clip_grad_norm_ with foreach kernels: a partial sum per chunk, a norm per tensor."""
     chunks = max(-(-w.numel // FOREACH_CHUNK_ELEMENTS) for _, w in weights)
-    partial = tape.empty((len(weights), chunks), DType.FP32, "temporary")
-    norms = []
+    partial, norms = [], []
+    for layer, weight in weights:  # one buffer in truth; here each layer has its part of it
+        tape.enter(layer)
+        partial.append(tape.empty((chunks,), DType.FP32, "temporary"))
     for layer, weight in weights:
         tape.enter(layer)
         norms.append(tape.empty((), weight.dtype, "temporary"))
         tape.pointwise("norm", [weight])
         tape.pointwise("clip", [weight, weight])
     tape.enter(None)
-    del partial
-    stacked = tape.empty((len(weights),), norms[0].dtype, "temporary")
-    total = tape.empty((), norms[0].dtype, "temporary")
+    partial.clear()
     norms.clear()
-    del stacked, total
 
 
 class Update:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sftplan.step.tape import Tape
 
 FLASH_BLOCK_ROWS = 128  # sequence rounding of the backward's buffers, flash_api.cpp mha_bwd
+CUDNN_EXTRA_BYTES = 256  # of its backward's workspace, seen in an H200's allocator traces
 EFFICIENT_ROWS = 32  # log-sum-exp rows are padded to this, attention.cu
 FLASH_RNG_BYTES = (8, 8)  # seed and offset of the dropout's generator, each a tensor of its own
 
@@ -80,10 +81,10 @@ def _flash_backward(
     multiple = 32 if head_dim <= 128 else 64
     padded_dim = -(-head_dim // multiple) * multiple
     row_bytes = 4 * batch * rounded * heads
+    grouped = batch * heads * length * head_dim * q.dtype.size if k.shape[1] != heads else 0
     if tape.chip.has_cudnn_attention and not node.extra:
-        tape.scratch(row_bytes * (padded_dim + 1))
+        tape.scratch(4 * batch * heads * length * (head_dim + 1) + CUDNN_EXTRA_BYTES + 2 * grouped)
     else:
-        grouped = batch * heads * length * head_dim * q.dtype.size if k.shape[1] != heads else 0
         tape.scratch(row_bytes, row_bytes * padded_dim, grouped, grouped)
     _work(tape, "flash_backward", q, k, node.extra, 2)  # type: ignore[arg-type]
     return results

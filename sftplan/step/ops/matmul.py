@@ -48,6 +48,8 @@ def linear(
     n = weight.numel // k
     inputs = (x, weight) if bias is None else (x, weight, bias)
     node = tape.node("linear", inputs, _linear_backward, (x, weight))
+    if bias is not None:
+        tape.touch_lt_workspace()
     out = tape.empty((*x.shape[:-1], n), x.dtype)
     matmul(tape, "linear", prod(x.shape[:-1]), n, k, out)
     out.node = node
@@ -69,7 +71,8 @@ def _linear_backward(
         like, rows, columns, inner = ((x, m, k, n), (weight, n, k, m))[position]
         out = tape.empty(like.shape, like.dtype)
         matmul(tape, "linear", rows, columns, inner, out)
-        out.viewed = position == 1 and not has_bias
+        # Both come out of a view of the product: a transposed one of the weight's, one of the rows.
+        out.viewed = len(x.shape) > 2 if position == 0 else not has_bias
         results[position] = out
         del out
     if has_bias and node.edges[2] is not None:

@@ -1,0 +1,119 @@
+"""A block under torch.compile: one node forward, one backward, with the buffers that inductor allocates."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from sftplan.step.compiled import SUPPORTED, compiled_block
+from sftplan.step.ops.attention import attention_flops
+from sftplan.step.ops.matmul import matmul
+from sftplan.step.tensor import DType, Tensor
+
+if TYPE_CHECKING:
+    from sftplan.facts.model import ModelShape
+    from sftplan.step.autograd import Node
+    from sftplan.step.blocks.context import Context, LayerWeights
+    from sftplan.step.compiled import Compiled, Graph
+    from sftplan.step.tape import Tape
+
+LUMP = "biases and norms"  # gradients that compiled_block gives as one buffer
+
+
+def can_compile(model: ModelShape) -> bool:
+    """Whether it is known what a compiled block of this family keeps; others are planned as eager."""
+    return model.family in SUPPORTED and not (model.sandwich_norms or model.post_norm)
+
+
+@lru_cache(maxsize=64)
+def _specification(
+    model: ModelShape, tokens: int, weights: DType, autocast: DType | None
+) -> Compiled:
+    return compiled_block(model, tokens, weights=weights, autocast=autocast)
+
+
+def compiled_layer(
+    tape: Tape, context: Context, number: int, w: LayerWeights, x: Tensor
+) -> Tensor:
+    """The block as AOTAutograd and inductor run it."""
+    tokens = x.shape[0] * x.shape[1]
+    dtype = next(iter(w.values())).dtype
+    spec = _specification(context.model, tokens, dtype, tape.autocast_dtype)
+    inputs = (x, *w.values())
+    node = tape.node("compiled", inputs, _backward, (x,))
+    node.extra = (spec, context, list(w))
+    held = _run(tape, spec.forward, {})
+    _work(tape, context, w, x, spec.forward, 1)
+    out = held.pop(spec.forward.held["out"].name).view(*x.shape)
+    for buffer in spec.saved:
+        tape.save(node, held.pop(buffer.name))
+    out.node = node
+    return out
+
+
+def _run(tape: Tape, graph: Graph, held: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Births and deaths of a graph's buffers; what is alive at its end, by buffer."""
+    by_buffer = dict(held)
+    for born, buffer in graph.events:
+        if born:
+            by_buffer[buffer.name] = tape.empty(buffer.shape, buffer.dtype)
+        else:
+            by_buffer.pop(buffer.name, None)
+    return by_buffer
+
+
+def _backward(
+    tape: Tape, node: Node, gradients: list[Tensor | None], saved: list[Tensor]
+) -> list[Tensor | None]:
+    spec, context, names = node.extra  # type: ignore[misc]
+    x = saved[0]
+    held = {b.name: t for b, t in zip(spec.saved, saved[1:], strict=True)}
+    saved.clear()
+    node.saved.clear()
+    alive = _run(tape, spec.backward, held)
+    results = {name: alive[buffer.name] for name, buffer in spec.backward.held.items()}
+    del alive, held
+    w = dict(zip(names, (shape for shape, _ in node.inputs[1:]), strict=True))
+    _work(tape, context, None, x, spec.backward, 2, [shape for shape in w.values() if len(shape) > 1])
+    out: list[Tensor | None] = [results["d in"].view(*x.shape)]
+    for name, (shape, dtype) in zip(names, node.inputs[1:], strict=True):
+        source = _gradient_of(name, results)
+        out.append(Tensor(shape, dtype, source.storage))
+    return out
+
+
+def _gradient_of(name: str, results: dict[str, Tensor]) -> Tensor:
+    """The buffer that holds a weight's gradient; biases and norms share one."""
+    stem = name.removesuffix(".weight")
+    for key, tensor in results.items():
+        if key.endswith(".grad") and name.endswith(".weight") and stem.endswith(key[: -len(".grad")]):
+            return tensor
+    return results[LUMP]
+
+
+def _work(
+    tape: Tape,
+    context: Context,
+    w: LayerWeights | None,
+    x: Tensor,
+    graph: Graph,
+    products: int,
+    shapes: list[tuple[int, ...]] | None = None,
+) -> None:
+    """The products, the attention, and one pass over every buffer for what is fused between them."""
+    model = context.model
+    tokens = x.shape[0] * x.shape[1]
+    dtype = tape.autocast_dtype or x.dtype
+    low = Tensor((), dtype, x.storage)
+    for shape in shapes if w is None else [v.shape for v in w.values() if len(v.shape) > 1]:  # type: ignore[union-attr]
+        for _ in range(products):
+            matmul(tape, "linear", tokens, shape[0], shape[1], low)
+    lengths = context.documents or (x.shape[1],) * x.shape[0]
+    flops = sum(attention_flops(1, model.num_heads, n, n, model.head_dim) for n in lengths)
+    mean = sum(n * n for n in lengths) // sum(lengths)
+    moved = 2 * tokens * (model.query_size + model.kv_size) * dtype.size * products
+    kind = "flash" if products == 1 else "flash_backward"
+    heads = x.shape[0] * model.num_heads
+    tape.work(kind, dtype, flops * products, moved, heads, x.shape[1], model.head_dim, mean)
+    written = sum(b.nbytes for born, b in graph.events if born)
+    tape.work("fused", dtype, 0, 2 * written)

@@ -1,0 +1,185 @@
+"""Laws of the tape: what must hold for any model, strategy and batch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sftplan.cost.allocator import replay
+from sftplan.cost.memory import allocated_bound_bytes, exact_peaks
+from sftplan.facts.catalogue import builtin
+from sftplan.facts.model import ModelShape
+from sftplan.facts.strategy import (
+    Allocator,
+    Attention,
+    Checkpointing,
+    Loss,
+    Offload,
+    Optimizer,
+    Precision,
+    Strategy,
+)
+from sftplan.step.batch import Batch
+from sftplan.step.repeat import FEW_LAYERS, MIDDLE, Events, expand, multiplicity
+from sftplan.step.simulate import few_layers, simulate, steady
+from sftplan.step.tape import Tape
+
+FAMILIES = (
+    "gpt2", "llama-3.2-1b", "qwen2.5-0.5b", "qwen3-0.6b", "gemma-2b", "gemma-3-1b", "phi-2",
+    "phi-3-mini", "pythia-410m", "opt-125m", "opt-350m", "mixtral-8x7b", "qwen1.5-moe-a2.7b",
+)  # fmt: skip
+
+any_strategy = st.builds(
+    Strategy,
+    precision=st.sampled_from(Precision),
+    checkpointing=st.sampled_from(Checkpointing),
+    attention=st.sampled_from([Attention.SDPA, Attention.EAGER]),
+    loss=st.sampled_from(Loss),
+    micro_batch=st.integers(1, 3),
+    accumulation=st.integers(1, 3),
+    optimizer=st.sampled_from(Optimizer),
+    max_grad_norm=st.sampled_from([0.0, 1.0]),
+)
+any_family = st.sampled_from(FAMILIES)
+
+
+def small(name: str, num_layers: int = 7) -> ModelShape:
+    """A named shape with few layers, all of one kind."""
+    shape = builtin(name)
+    return replace(shape, num_layers=num_layers, layer_kinds=(), dense_layers=())
+
+
+def batch_of(strategy: Strategy, length: int = 64) -> Batch:
+    rows = strategy.micro_batch
+    return Batch(rows=rows, length=length, num_targets=rows * length)
+
+
+def until_end(tape: Tape | Events) -> list[int]:
+    """Events up to the end of the last step: how a program takes itself down is not planned."""
+    return tape.events[: tape.marks[-1][0]]
+
+
+def allocated(model: ModelShape, strategy: Strategy, length: int = 64, num_gpus: int = 1) -> int:
+    tape = simulate(model, strategy, batch_of(strategy, length), num_gpus=num_gpus)
+    return replay(tape.events, tape.sizes, expandable=True).peak_allocated_bytes
+
+
+@settings(deadline=None, max_examples=30)
+@given(any_family, any_strategy, st.integers(FEW_LAYERS + 1, 12))
+def test_few_layers_stand_for_any_number(name: str, strategy: Strategy, num_layers: int) -> None:
+    model = small(name, num_layers)
+    few = few_layers(model, 64)
+    assert few is not None
+    batch = batch_of(strategy)
+
+    written = expand(simulate(few, strategy, batch), num_layers)
+    direct = simulate(model, strategy, batch)
+
+    assert until_end(written) == until_end(direct)
+    assert written.sizes[: len(direct.sizes)] == direct.sizes
+    assert written.kinds[: len(direct.kinds)] == direct.kinds
+
+
+@settings(deadline=None, max_examples=20)
+@given(any_family, any_strategy)
+def test_every_storage_dies_once_and_the_categories_add_up(name: str, strategy: Strategy) -> None:
+    tape = simulate(small(name), strategy, batch_of(strategy))
+    events = Events(tape.events, tape.sizes, tape.kinds, tape.marks)
+
+    live: set[int] = set()
+    for event in tape.events:
+        if event >= 0:
+            assert event not in live
+            live.add(event)
+        else:
+            live.remove(~event)
+    for expandable in (False, True):
+        peaks = exact_peaks(events, expandable=expandable)
+        assert sum(peaks.by_category.values()) == peaks.allocated_bytes <= peaks.reserved_bytes
+        assert all(size >= 0 for size in peaks.by_category.values())
+
+
+@settings(deadline=None, max_examples=20)
+@given(any_family, any_strategy)
+def test_memory_grows_with_batch_length_and_layers(name: str, strategy: Strategy) -> None:
+    model = small(name)
+    base = allocated(model, strategy)
+
+    assert allocated(model, replace(strategy, micro_batch=strategy.micro_batch + 1)) >= base
+    assert allocated(model, strategy, length=128) >= base
+    assert allocated(small(name, 8), strategy) > base
+
+
+@settings(deadline=None, max_examples=20)
+@given(any_family, any_strategy)
+def test_the_bound_is_the_steady_peak(name: str, strategy: Strategy) -> None:
+    model = small(name, 9)
+    few = few_layers(model, 64)
+    assert few is not None
+    batch = batch_of(strategy)
+    times = {MIDDLE: multiplicity(MIDDLE, model.num_layers)}
+
+    bound = allocated_bound_bytes(steady(few, strategy, batch), model.num_layers, times)
+    tape = simulate(model, strategy, batch, num_steps=3)
+    exact = replay(tape.events, tape.sizes, expandable=True).peak_allocated_bytes
+
+    assert 0.97 * exact <= bound <= 1.001 * exact
+
+
+@pytest.mark.parametrize("num_gpus", [1, 2, 8])
+@pytest.mark.parametrize("offload", [Offload.NONE, Offload.OPTIMIZER])
+def test_a_higher_zero_stage_never_needs_more_for_model_states(
+    num_gpus: int, offload: Offload
+) -> None:
+    model = builtin("gpt2-medium")
+    stages = []
+    for stage in (1, 2, 3):
+        strategy = Strategy(
+            precision=Precision.BF16_MASTER, zero=stage, offload=offload, micro_batch=1
+        )
+        tape = simulate(model, strategy, batch_of(strategy), num_gpus=num_gpus)
+        stages.append(_states_bytes(tape))
+
+    assert stages == sorted(stages, reverse=True)
+
+
+def _states_bytes(tape: Tape) -> int:
+    """Weights, gradients and optimizer states that are there when a step begins."""
+    start = next(position for position, label in tape.marks if label == "zero_grad")
+    live = 0
+    for event in tape.events[:start]:
+        index = event if event >= 0 else ~event
+        if tape.kinds[index] in ("weights", "gradients", "optimizer"):
+            live += tape.sizes[index] if event >= 0 else -tape.sizes[index]
+    return live
+
+
+def test_checkpointing_and_chunks_save_what_they_promise() -> None:
+    model = builtin("gpt2")
+    peaks = [
+        allocated(model, Strategy(micro_batch=8, checkpointing=c, loss=loss), length=1024)
+        for c, loss in (
+            (Checkpointing.NONE, Loss.RESPONSE),
+            (Checkpointing.SELECTIVE, Loss.RESPONSE),
+            (Checkpointing.FULL, Loss.RESPONSE),
+            (Checkpointing.FULL, Loss.CHUNKED),
+        )
+    ]
+
+    assert peaks == sorted(peaks, reverse=True)
+    assert peaks[0] > 1.5 * peaks[2] > 2 * peaks[3]
+
+
+def test_allocators_agree_on_what_is_live() -> None:
+    strategy = Strategy(micro_batch=2, allocator=Allocator.DEFAULT)
+    tape = simulate(builtin("gpt2"), strategy, batch_of(strategy, 1024))
+
+    default = replay(tape.events, tape.sizes, expandable=False)
+    expandable = replay(tape.events, tape.sizes, expandable=True)
+
+    assert expandable.peak_allocated_bytes <= default.peak_allocated_bytes
+    assert default.peak_allocated_bytes <= default.peak_reserved_bytes
+    assert expandable.peak_reserved_bytes < 1.1 * expandable.peak_allocated_bytes
