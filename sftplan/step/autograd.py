@@ -61,13 +61,19 @@ class StopRecomputation(Exception):  # noqa: N818 - control flow, as in torch.ut
 
 
 class Frame:
-    """One checkpointed call: its function, its inputs, and what it would have saved."""
+    """One checkpointed call: its function, its inputs, and what it would have saved.
 
-    __slots__ = ("function", "inputs", "num_saved", "recomputed")
+    `kept` holds, under selective checkpointing, the results of products and attention in their order.
+    """
 
-    def __init__(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> None:
+    __slots__ = ("function", "inputs", "kept", "num_saved", "recomputed")
+
+    def __init__(
+        self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...], *, selective: bool
+    ) -> None:
         self.function = function
         self.inputs = inputs
+        self.kept: list[Tensor] | None = [] if selective else None
         self.num_saved = 0
         self.recomputed: dict[int, Tensor] | None = None
 

@@ -85,7 +85,10 @@ def hidden_states(
         if strategy.checkpointing is Checkpointing.NONE:
             x = block(tape, context, number, layer, x)
         else:
-            x = tape.checkpoint(_layer_call(tape, block, context, number, layer), x)
+            selective = strategy.checkpointing is Checkpointing.SELECTIVE
+            call = _layer_call(tape, block, context, number, layer)
+            x = tape.checkpoint(call, x, selective=selective)
+            del call
         if tape.on_layer is not None:
             tape.on_layer.release(number)
         x = boundary(tape, number, x)

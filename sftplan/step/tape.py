@@ -181,14 +181,32 @@ class Tape:
         assert item.frame.recomputed is not None
         return item.frame.recomputed.pop(item.number)
 
-    def checkpoint(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """Non-reentrant checkpointing of one call (torch.utils.checkpoint)."""
+    def checkpoint(
+        self, function: Callable[..., Tensor], x: Tensor, *, selective: bool = False
+    ) -> Tensor:
+        """Non-reentrant checkpointing of one call (torch.utils.checkpoint).
+
+        `selective` keeps what products and attention give and computes only the rest again
+        (create_selective_checkpoint_contexts).
+        """
         self.host("checkpoint")
-        self._frame = Frame(function, tuple(x.detach() for x in inputs))
+        self._frame = Frame(function, (x.detach(),), selective=selective)
         try:
-            return function(*inputs)
+            return function(x)
         finally:
             self._frame = None
+
+    def recall(self) -> Tensor | None:
+        """While recomputing selectively: the next result that was kept."""
+        frame = self._recomputing
+        if frame is None or frame.kept is None:
+            return None
+        return frame.kept.pop(0).detach()
+
+    def keep(self, result: Tensor) -> None:
+        """Keep a result for the recomputation, if the call is checkpointed selectively."""
+        if self._frame is not None and self._frame.kept is not None and self._recomputing is None:
+            self._frame.kept.append(result.detach())
 
     def _recompute(self, frame: Frame) -> None:
         frame.recomputed = {}

@@ -42,15 +42,22 @@ def flash_attention(
     q, k, v = tape.low(q), tape.low(k), tape.low(v)
     node = tape.node("attention", (q, k, v), _flash_backward, (q, k, v))
     batch, heads, length, _ = q.shape
-    generator = [tape.empty((size,), DType.BYTE) for size in FLASH_RNG_BYTES]
-    out = tape.empty_like(q)
-    if documents or not tape.chip.has_cudnn_attention:
-        out.strided = True  # stored as (B, T, H, D)
-    logsumexp = tape.empty((batch, heads, length), DType.FP32)
-    for tensor in (out, logsumexp, *generator):
-        tape.save(node, tensor)
+    out = tape.recall()
+    if out is None:
+        generator = [tape.empty((size,), DType.BYTE) for size in FLASH_RNG_BYTES]
+        out = tape.empty_like(q)
+        if documents or not tape.chip.has_cudnn_attention:
+            out.strided = True  # stored as (B, T, H, D)
+        results = [out, tape.empty((batch, heads, length), DType.FP32), *generator]
+        _work(tape, "flash", q, k, documents, 1)
+        for result in results:
+            tape.keep(result)
+        del generator
+    else:
+        results = [out, *[x for x in (tape.recall() for _ in range(3)) if x is not None]]
+    for result in results:
+        tape.save(node, result)
     node.extra = documents
-    _work(tape, "flash", q, k, documents, 1)
     out.node = node
     return out
 
@@ -102,13 +109,21 @@ def efficient_attention(
     if k.shape[1] != heads:
         k, v = (_repeated(tape, x, heads) for x in (k, v))
     node = tape.node("attention", (q, k, v), _efficient_backward, (q, k, v))
-    out = tape.empty(q.shape, q.dtype)
-    out.strided = True
+    out = tape.recall()
+    if out is None:
+        out = tape.empty(q.shape, q.dtype)
+        out.strided = True
+        rounded = -(-length // EFFICIENT_ROWS) * EFFICIENT_ROWS
+        logsumexp = tape.empty((batch, heads, rounded), DType.FP32)
+        _work(tape, "efficient", q, k, (), 1)
+        for result in (out, logsumexp):
+            tape.keep(result)
+        del result
+    else:
+        logsumexp = tape.recall() or out
     tape.save(node, out)
-    rounded = -(-length // EFFICIENT_ROWS) * EFFICIENT_ROWS
-    tape.save(node, tape.empty((batch, heads, rounded), DType.FP32))
+    tape.save(node, logsumexp)
     node.extra = ()
-    _work(tape, "efficient", q, k, (), 1)
     out.node = node
     return out
 

@@ -50,8 +50,11 @@ def linear(
     node = tape.node("linear", inputs, _linear_backward, (x, weight))
     if bias is not None:
         tape.touch_lt_workspace()
-    out = tape.empty((*x.shape[:-1], n), x.dtype)
-    matmul(tape, "linear", prod(x.shape[:-1]), n, k, out)
+    out = tape.recall()
+    if out is None:
+        out = tape.empty((*x.shape[:-1], n), x.dtype)
+        matmul(tape, "linear", prod(x.shape[:-1]), n, k, out)
+        tape.keep(out)
     out.node = node
     return out
 
@@ -89,8 +92,11 @@ def bmm(tape: Tape, a: Tensor, b: Tensor, rows: int, columns: int, inner: int) -
     a, b = tape.low(a), tape.low(b)
     batch = a.numel // (rows * inner)
     node = tape.node("bmm", (a, b), _bmm_backward, (a, b))
-    out = tape.empty((*a.shape[:-2], rows, columns), a.dtype)
-    _batched(tape, batch, rows, columns, inner, out)
+    out = tape.recall()
+    if out is None:
+        out = tape.empty((*a.shape[:-2], rows, columns), a.dtype)
+        _batched(tape, batch, rows, columns, inner, out)
+        tape.keep(out)
     node.extra = (batch, rows, columns, inner)
     out.node = node
     return out
@@ -122,8 +128,11 @@ def grouped_linear(tape: Tape, x: Tensor, weight: Tensor, num_out: int) -> Tenso
     weight = tape.low(weight)
     x = tape.low(x)
     node = tape.node("grouped_mm", (x, weight), _grouped_backward, (x, weight))
-    out = tape.empty((x.shape[0], num_out), x.dtype)
-    matmul(tape, "grouped", x.shape[0], num_out, x.shape[1], out)
+    out = tape.recall()
+    if out is None:
+        out = tape.empty((x.shape[0], num_out), x.dtype)
+        matmul(tape, "grouped", x.shape[0], num_out, x.shape[1], out)
+        tape.keep(out)
     out.node = node
     return out
 
