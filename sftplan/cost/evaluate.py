@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sftplan.cost.compute import attention_flops_per_token, linear_flops_per_token
@@ -75,11 +76,31 @@ class Evaluator:
 
     def estimate(self, strategy: Strategy, hardware: Hardware) -> Estimate:
         """Everything, with the allocator replayed."""
+        return self._estimate(strategy, hardware, self._memory(strategy, hardware))
+
+    def beside(self, known: Estimate, strategy: Strategy, hardware: Hardware) -> Estimate:
+        """Everything of a strategy much like a known one: it reserves as much beyond what it allocates.
+
+        The allocated peak is the strategy's own; categories are left out.
+        """
+        used = self.bound_bytes(strategy, hardware)
+        allocated = used - self._outside_bytes(hardware)
+        beyond = known.memory.peak_reserved_bytes - known.memory.peak_allocated_bytes
+        memory = replace(
+            known.memory,
+            peak_allocated_bytes=allocated,
+            peak_reserved_bytes=allocated + beyond,
+            used_bytes=used + beyond,
+            by_category={},
+        )
+        return self._estimate(strategy, hardware, memory)
+
+    def _estimate(self, strategy: Strategy, hardware: Hardware, memory: GpuMemory) -> Estimate:
         tape = self._tape(strategy, chip_of(hardware.gpu))
         rows = strategy.micro_batch * strategy.accumulation * self.num_gpus
         time = step_time(tape, self._multiplicity, strategy, self.workload, self.model, hardware)
         return Estimate(
-            memory=self._memory(strategy, hardware),
+            memory=memory,
             host=host_memory(self.model, strategy, self.num_gpus, self.gpus_per_node),
             compute=self._compute(strategy, rows),
             time=time,

@@ -37,6 +37,9 @@ class Coster(Protocol):
     def estimate(self, strategy: Strategy, hardware: Hardware) -> Estimate:
         """Everything, with the allocator replayed."""
 
+    def beside(self, known: Estimate, strategy: Strategy, hardware: Hardware) -> Estimate:
+        """Everything, with the reserve beyond what is allocated taken from an exact estimate."""
+
 
 class CosterFactory(Protocol):
     """Makes a coster; the search needs others than its own to prove remedies."""

@@ -59,7 +59,8 @@ def _order(option: Option) -> tuple[bool, float]:
 def _neighbour(search: Search, chosen: Option, change: Change) -> Option:
     knobs: dict[str, Any] = change
     written = {k: v.value if isinstance(v, StrEnum) else v for k, v in change.items()}
-    option = replace(search.option(replace(chosen.strategy, **knobs)), change=written)
+    strategy = replace(chosen.strategy, **knobs)
+    option = replace(search.beside(chosen, strategy), change=written)
     return replace(option, reason=_reason(search, chosen, option))
 
 

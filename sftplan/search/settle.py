@@ -45,6 +45,14 @@ class Search:
         verdict = judge(estimate, self.hardware, self.margin)
         return Option(strategy=strategy, estimate=estimate, verdict=verdict)
 
+    def beside(self, chosen: Option, strategy: Strategy) -> Option:
+        """A strategy as it compares with the chosen one: the allocator is replayed only where it changes."""
+        if strategy.allocator is not chosen.strategy.allocator:
+            return self.option(strategy)
+        estimate = self.ledger.coster.beside(chosen.estimate, strategy, self.hardware)
+        verdict = judge(estimate, self.hardware, self.margin)
+        return Option(strategy=strategy, estimate=estimate, verdict=verdict)
+
 
 def best_option(search: Search) -> Option:
     """The best that fits within the margin, else the best that fits, else the leanest.
