@@ -215,10 +215,11 @@ def compare(
     for name, value in sizes.items():
         if value is not None:
             check_count(name, value)
+    rounds = _Rounds(request)
     if on is None:
-        rows = [_offer_row(request, name, sizes) for name in offer_names()]
+        rows = [rounds.offer_row(name, sizes) for name in offer_names()]
     else:
-        rows = [_row(request, _hardware(name, gpus, nodes)[0]) for name in on]
+        rows = [rounds.row(_hardware(name, gpus, nodes)[0]) for name in on]
     return Comparison(
         created_by=f"sftplan {__version__}",
         command=list(sys.argv) if command is None else list(command),
@@ -230,35 +231,63 @@ def compare(
     )
 
 
-def _row(request: _Request, machine: Hardware) -> Row:
-    from sftplan.plan.comparison import Row, comparison_row
-    from sftplan.search.choose import choose
+class _Rounds:
+    """One request on many machines: memory is computed once, equal machines share a choice."""
 
-    try:
-        workload, _ = request.workload(machine.num_gpus)
-        choice = choose(
-            request.model,
-            machine,
-            workload,
-            dict(request.pins),
-            margin=request.margin,
-            minimize=request.minimize,
-        )
-    except SftplanError as error:  # this machine's own, such as a batch that it cannot split
-        return Row(hardware=machine.name, num_gpus=machine.num_gpus, reason=error.message)
-    return comparison_row(choice, machine, workload, request.pinned)
+    def __init__(self, request: _Request) -> None:
+        self.request = request
+        self._evaluators: dict[tuple[int, int], Any] = {}
+        self._choices: dict[tuple[object, ...], Any] = {}
 
+    def choice(self, machine: Hardware, workload: Workload) -> Any:
+        """What to train with on a machine."""
+        from sftplan.cost.evaluate import Evaluator
+        from sftplan.search.choose import choose
+        from sftplan.search.coster import machine_key
 
-def _offer_row(request: _Request, name: str, sizes: Mapping[str, int | None]) -> Row:
-    """The row of one of many offers: what it cannot be resized to is its own reason."""
-    from sftplan.facts.profiles import load_hardware
-    from sftplan.plan.comparison import Row
+        key = machine_key(machine)
+        if key not in self._choices:
+            size = (machine.num_gpus, machine.gpus_per_node)
+            if size not in self._evaluators:
+                self._evaluators[size] = Evaluator(
+                    self.request.model,
+                    workload,
+                    num_gpus=machine.num_gpus,
+                    gpus_per_node=machine.gpus_per_node,
+                    quick=True,
+                )
+            self._choices[key] = choose(
+                self.request.model,
+                machine,
+                workload,
+                dict(self.request.pins),
+                margin=self.request.margin,
+                minimize=self.request.minimize,
+                evaluator=self._evaluators[size],
+            )
+        return self._choices[key]
 
-    try:
-        machine = load_hardware(name, **sizes)
-    except SftplanError as error:
-        return Row(hardware=name, reason=error.message)
-    return _row(request, machine)
+    def row(self, machine: Hardware) -> Row:
+        """The row of one machine; what it alone cannot do is the row's reason."""
+        from sftplan.plan.comparison import Row, comparison_row
+
+        try:
+            workload, _ = self.request.workload(machine.num_gpus)
+            choice = self.choice(machine, workload)
+        except SftplanError as error:  # such as a batch that it cannot split
+            return Row(hardware=machine.name, num_gpus=machine.num_gpus, reason=error.message)
+        return comparison_row(choice, machine, workload, self.request.pinned)
+
+    def offer_row(self, name: str, sizes: Mapping[str, int | None]) -> Row:
+        """The row of one of many offers: what it cannot be resized to is its own reason."""
+        from sftplan.facts.profiles import load_hardware
+        from sftplan.plan.comparison import Row
+
+        try:
+            machine = load_hardware(name, **sizes)
+        except SftplanError as error:
+            return Row(hardware=name, reason=error.message)
+        return self.row(machine)
 
 
 def _entry(module_name: str, function: str, what: str) -> Any:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sftplan.facts.workload import Workload
 
 HOPPER_CAPABILITY = 9.0
+QUICK_LAYERS = 8
 # Driver memory of NCCL's communicators and buffers. "1-2 GiB, more with more GPUs" on A100s:
 # stas00/ml-engineering, 2026-08; not measured on other cards yet.
 NCCL_BYTES = GIB
@@ -41,13 +42,22 @@ def chip_of(gpu: Gpu) -> Chip:
 class Evaluator:
     """Costs of one model and workload on so many GPUs.
 
-    What depends on the strategy alone is computed once, however many GPU models ask for it.
+    What depends on the strategy alone is computed once, however many GPU models ask for it. `quick`
+    replays the allocator on few layers only and takes its share of reserve from there, which errs
+    on the side of more.
     """
 
     def __init__(
-        self, model: ModelShape, workload: Workload, *, num_gpus: int, gpus_per_node: int
+        self,
+        model: ModelShape,
+        workload: Workload,
+        *,
+        num_gpus: int,
+        gpus_per_node: int,
+        quick: bool = False,
     ) -> None:
         self.model = model
+        self.quick = quick
         self.workload = workload
         self.num_gpus = num_gpus
         self.gpus_per_node = gpus_per_node
@@ -61,11 +71,13 @@ class Evaluator:
 
     def bound_bytes(self, strategy: Strategy, hardware: Hardware) -> int:
         """Memory used if the allocator lost nothing by splitting; bytes."""
-        key = (strategy, chip_of(hardware.gpu))
+        return self._bound(strategy, chip_of(hardware.gpu)) + self._outside_bytes(hardware)
+
+    def _bound(self, strategy: Strategy, chip: Chip) -> int:
+        key = (strategy, chip)
         if key not in self._allocated:
-            tape, layers = self._tape(*key), self.model.num_layers
-            self._allocated[key] = allocated_bound_bytes(tape, layers, self._multiplicity)
-        return self._allocated[key] + self._outside_bytes(hardware)
+            self._allocated[key] = allocated_bound_bytes(self._tape(*key), self._multiplicity)
+        return self._allocated[key]
 
     def step_seconds(self, strategy: Strategy, hardware: Hardware) -> float:
         """Seconds of one optimizer step."""
@@ -120,8 +132,7 @@ class Evaluator:
     def _memory(self, strategy: Strategy, hardware: Hardware) -> GpuMemory:
         key = (strategy, chip_of(hardware.gpu))
         if key not in self._peaks:
-            expandable = strategy.allocator is Allocator.EXPANDABLE
-            self._peaks[key] = exact_peaks(self._events(*key), expandable=expandable)
+            self._peaks[key] = self._quick_peaks(*key) if self.quick else self._exact_peaks(*key)
         peaks = self._peaks[key]
         context = hardware.rates.context_bytes
         idle = max(hardware.gpu.unusable_bytes, hardware.rates.device_bytes)
@@ -135,13 +146,29 @@ class Evaluator:
             by_category=peaks.by_category,
         )
 
-    def _events(self, strategy: Strategy, chip: Chip) -> Events:
+    def _exact_peaks(self, strategy: Strategy, chip: Chip) -> Peaks:
+        events = self._events(strategy, chip, self.model.num_layers)
+        return exact_peaks(events, expandable=strategy.allocator is Allocator.EXPANDABLE)
+
+    def _quick_peaks(self, strategy: Strategy, chip: Chip) -> Peaks:
+        layers = min(self.model.num_layers, QUICK_LAYERS)
+        expandable = strategy.allocator is Allocator.EXPANDABLE
+        few = exact_peaks(self._events(strategy, chip, layers), expandable=expandable)
+        allocated = self._bound(strategy, chip)
+        return replace(
+            few,
+            allocated_bytes=allocated,
+            reserved_bytes=allocated * few.reserved_bytes // few.allocated_bytes,
+            by_category={},
+        )
+
+    def _events(self, strategy: Strategy, chip: Chip, num_layers: int) -> Events:
         batch = full_batch(strategy, self.workload)
         model = self._few or self.model
         tape = simulate(model, strategy, batch, num_gpus=self.num_gpus, chip=chip)
         if self._few is None:
             return Events(tape.events, tape.sizes, tape.kinds, tape.marks)
-        return expand(tape, self.model.num_layers)
+        return expand(tape, num_layers)
 
     def _outside_bytes(self, hardware: Hardware) -> int:
         """What the driver shows beyond the allocator's reserve."""

@@ -65,7 +65,7 @@ def describe(label: str) -> str:
     }.get(label, label)
 
 
-def allocated_bound_bytes(few: Tape, num_layers: int, multiplicity: Mapping[int, int]) -> int:
+def allocated_bound_bytes(few: Tape, multiplicity: Mapping[int, int]) -> int:
     """Peak allocated without splitting losses: segments' net sizes, the middle layer's many times.
 
     Exact where the allocator splits every block, as with expandable segments.

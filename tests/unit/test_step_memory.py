@@ -122,7 +122,7 @@ def test_the_bound_is_the_steady_peak(name: str, strategy: Strategy) -> None:
     batch = batch_of(strategy)
     times = {MIDDLE: multiplicity(MIDDLE, model.num_layers)}
 
-    bound = allocated_bound_bytes(steady(few, strategy, batch), model.num_layers, times)
+    bound = allocated_bound_bytes(steady(few, strategy, batch), times)
     tape = simulate(model, strategy, batch, num_steps=3)
     exact = replay(tape.events, tape.sizes, expandable=True).peak_allocated_bytes
 
