@@ -238,16 +238,18 @@ class _Rounds:
         self.request = request
         self._evaluators: dict[tuple[int, int], Any] = {}
         self._choices: dict[tuple[object, ...], Any] = {}
+        self._tapes: Any = None
 
     def choice(self, machine: Hardware, workload: Workload) -> Any:
         """What to train with on a machine."""
-        from sftplan.cost.evaluate import Evaluator
+        from sftplan.cost.evaluate import Evaluator, Tapes
         from sftplan.search.choose import choose
         from sftplan.search.coster import machine_key
 
         key = machine_key(machine)
         if key not in self._choices:
             size = (machine.num_gpus, machine.gpus_per_node)
+            self._tapes = self._tapes or Tapes(self.request.model, workload)
             if size not in self._evaluators:
                 self._evaluators[size] = Evaluator(
                     self.request.model,
@@ -255,6 +257,7 @@ class _Rounds:
                     num_gpus=machine.num_gpus,
                     gpus_per_node=machine.gpus_per_node,
                     quick=True,
+                    tapes=self._tapes,
                 )
             self._choices[key] = choose(
                 self.request.model,

@@ -89,6 +89,6 @@ def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     'did you mean gpt2-large?'
     """
     close = difflib.get_close_matches(word.lower(), list(known), n=3, cutoff=0.6)
-    if close and word.lower() in close[0] or len(close) == 1:
+    if (close and word.lower() in close[0]) or len(close) == 1:
         return f"did you mean {close[0]}?"
     return f"did you mean {', '.join(close[:-1])} or {close[-1]}?" if close else None

@@ -29,9 +29,9 @@ def linear_flops_per_token(model: ModelShape) -> int:
 
 
 def attention_flops_per_token(model: ModelShape, seq_len: int) -> int:
-    """The two T×T products, forward and backward, at the full convention.  [PaLM, appendix B]
+    """The two T×T products, forward and backward, at the full convention.
 
-    12·L·H·Q·T
+    12·L·H·Q·T                                                           [PaLM, appendix B]
 
     >>> from sftplan.facts.catalogue import builtin
     >>> attention_flops_per_token(builtin("gpt2-large"), 1024)  # 12 · 36 · 20 · 64 · 1024
@@ -59,4 +59,10 @@ def matrix_parameters(model: ModelShape) -> int:
     return matrices - inactive + (head if model.tied_embeddings else 0)
 
 
-TABLES = ("wte.weight", "wpe.weight", "embed_tokens.weight", "embed_in.weight", "embed_positions.weight")
+TABLES = (
+    "wte.weight",
+    "wpe.weight",
+    "embed_tokens.weight",
+    "embed_in.weight",
+    "embed_positions.weight",
+)

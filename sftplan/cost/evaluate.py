@@ -6,15 +6,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sftplan.cost.compute import attention_flops_per_token, linear_flops_per_token
-from sftplan.cost.estimate import Compute, Estimate, GpuMemory
+from sftplan.cost.estimate import Compute, Estimate, GpuMemory, StepTime
 from sftplan.cost.host import host_memory
 from sftplan.cost.memory import allocated_bound_bytes, exact_peaks
 from sftplan.cost.rows import examples_per_step, tokens_per_step
-from sftplan.cost.time import startup_s, step_time
-from sftplan.facts.strategy import Allocator
+from sftplan.cost.time import step_time
+from sftplan.facts.strategy import Allocator, Offload
 from sftplan.step.batch import full_batch
 from sftplan.step.repeat import MIDDLE, Events, expand, multiplicity
-from sftplan.step.simulate import few_layers, simulate, steady
+from sftplan.step.simulate import STEADY_PASSES, few_layers, simulate, steady
 from sftplan.step.tape import BEFORE_HOPPER, HOPPER, Chip, Tape
 from sftplan.units import GIB
 
@@ -39,6 +39,29 @@ def chip_of(gpu: Gpu) -> Chip:
     return HOPPER if recent else BEFORE_HOPPER
 
 
+class Tapes:
+    """The steady steps of one model and workload, each simulated once however it is asked for."""
+
+    def __init__(self, model: ModelShape, workload: Workload) -> None:
+        self.workload = workload
+        self.model = few_layers(model, workload.seq_len) or model
+        self._tapes: dict[tuple[Strategy, Chip, int], Tape] = {}
+
+    def steady(self, strategy: Strategy, chip: Chip, num_gpus: int) -> Tape:
+        """The tape of a strategy; what does not change it is not told apart."""
+        alike = replace(
+            strategy,
+            accumulation=min(strategy.accumulation, STEADY_PASSES),
+            allocator=Allocator.EXPANDABLE,
+        )
+        sharded = strategy.zero or strategy.offload is not Offload.NONE
+        key = (alike, chip, num_gpus if sharded else 1)
+        if key not in self._tapes:
+            batch = full_batch(strategy, self.workload)
+            self._tapes[key] = steady(self.model, alike, batch, num_gpus=key[2], chip=chip)
+        return self._tapes[key]
+
+
 class Evaluator:
     """Costs of one model and workload on so many GPUs.
 
@@ -55,8 +78,10 @@ class Evaluator:
         num_gpus: int,
         gpus_per_node: int,
         quick: bool = False,
+        tapes: Tapes | None = None,
     ) -> None:
         self.model = model
+        self.tapes = tapes or Tapes(model, workload)
         self.quick = quick
         self.workload = workload
         self.num_gpus = num_gpus
@@ -65,7 +90,6 @@ class Evaluator:
         self._multiplicity = (
             {} if self._few is None else {MIDDLE: multiplicity(MIDDLE, model.num_layers)}
         )
-        self._steady: dict[tuple[Strategy, Chip], Tape] = {}
         self._allocated: dict[tuple[Strategy, Chip], int] = {}
         self._peaks: dict[tuple[Strategy, Chip], Peaks] = {}
 
@@ -81,10 +105,15 @@ class Evaluator:
 
     def step_seconds(self, strategy: Strategy, hardware: Hardware) -> float:
         """Seconds of one optimizer step."""
-        tape = self._tape(strategy, chip_of(hardware.gpu))
-        time = step_time(tape, self._multiplicity, strategy, self.workload, self.model, hardware)
-        assert time.step_s is not None
-        return time.step_s
+        seconds = self._time(strategy, hardware).step_s
+        assert seconds is not None
+        return seconds
+
+    def _time(self, strategy: Strategy, hardware: Hardware) -> StepTime:
+        """Sharding and the chip change who holds what, not the work: one tape serves all."""
+        alike = replace(strategy, zero=0, offload=Offload.NONE)
+        tape = self._tape(alike, HOPPER)
+        return step_time(tape, self._multiplicity, strategy, self.workload, self.model, hardware)
 
     def estimate(self, strategy: Strategy, hardware: Hardware) -> Estimate:
         """Everything, with the allocator replayed."""
@@ -108,26 +137,19 @@ class Evaluator:
         return self._estimate(strategy, hardware, memory)
 
     def _estimate(self, strategy: Strategy, hardware: Hardware, memory: GpuMemory) -> Estimate:
-        tape = self._tape(strategy, chip_of(hardware.gpu))
         rows = strategy.micro_batch * strategy.accumulation * self.num_gpus
-        time = step_time(tape, self._multiplicity, strategy, self.workload, self.model, hardware)
         return Estimate(
             memory=memory,
             host=host_memory(self.model, strategy, self.num_gpus, self.gpus_per_node),
             compute=self._compute(strategy, rows),
-            time=time,
+            time=self._time(strategy, hardware),
             tokens_per_step=tokens_per_step(strategy, self.workload, rows),
             examples_per_step=examples_per_step(strategy, self.workload, rows),
             rows_per_step=rows,
         )
 
     def _tape(self, strategy: Strategy, chip: Chip) -> Tape:
-        key = (strategy, chip)
-        if key not in self._steady:
-            batch = full_batch(strategy, self.workload)
-            model = self._few or self.model
-            self._steady[key] = steady(model, strategy, batch, num_gpus=self.num_gpus, chip=chip)
-        return self._steady[key]
+        return self.tapes.steady(strategy, chip, self.num_gpus)
 
     def _memory(self, strategy: Strategy, hardware: Hardware) -> GpuMemory:
         key = (strategy, chip_of(hardware.gpu))

@@ -21,7 +21,9 @@ class LengthStatistics:
     total_max_tokens: int
     total_p50_tokens: int
     total_p95_tokens: int
-    padded_mean_tokens: float  # mean tokens per example when rows are padded to the longest of a micro-batch
+    padded_mean_tokens: (
+        float  # mean tokens per example when rows are padded to the longest of a micro-batch
+    )
     packed_fill_fraction: float  # share of a packed row that holds tokens
     estimated: bool
     tokenizer: str

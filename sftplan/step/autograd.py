@@ -7,16 +7,17 @@ first; what a node saved is released when it has run (torch/csrc/autograd/engine
 from __future__ import annotations
 
 import heapq
-from typing import TYPE_CHECKING
-
-from sftplan.step.tensor import Tensor
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from sftplan.step.tape import Tape
+    from sftplan.step.tensor import DType, Tensor
 
-    Backward = Callable[[Tape, "Node", list[Tensor | None], list[Tensor]], "Sequence[Tensor | None]"]
+    Backward = Callable[
+        [Tape, "Node", list[Tensor | None], list[Tensor]], "Sequence[Tensor | None]"
+    ]
 
 
 class Node:
@@ -34,7 +35,7 @@ class Node:
         sequence: float,
         edges: list[tuple[Node, int] | None],
         backward: Backward,
-        inputs: list[tuple[tuple[int, ...], object]],
+        inputs: list[tuple[tuple[int, ...], DType]],
     ) -> None:
         self.name = name
         self.sequence = sequence
@@ -43,7 +44,7 @@ class Node:
         self.inputs = inputs
         self.saved: list[Tensor | Handle] = []
         self.num_slots = 1
-        self.extra: object = None
+        self.extra: Any = None
 
 
 class Handle:

@@ -69,7 +69,9 @@ def hidden_states(
     documents: tuple[int, ...] = (),
 ) -> Tensor:
     """Embedding, blocks and final norm; (B, T, d)."""
-    tokens, positions = _embeddings(tape, model, weights, ids)  # alive to the end, as in transformers
+    tokens, positions = _embeddings(
+        tape, model, weights, ids
+    )  # alive to the end, as in transformers
     tables = None
     if positions is None:
         tables = rotary_tables(tape, model, ids.shape[1], tokens.dtype)
@@ -98,8 +100,12 @@ def hidden_states(
 
 
 def _final_norm(tape: Tape, context: Context, weights: Weights, x: Tensor) -> Tensor:
-    name = next((n for n in weights.others if n.removesuffix(".weight").endswith(FINAL_NORMS)), None)
-    return x if name is None else norm(tape, context, weights.others, name.removesuffix(".weight"), x)
+    name = next(
+        (n for n in weights.others if n.removesuffix(".weight").endswith(FINAL_NORMS)), None
+    )
+    return (
+        x if name is None else norm(tape, context, weights.others, name.removesuffix(".weight"), x)
+    )
 
 
 def boundary(tape: Tape, number: int, x: Tensor) -> Tensor:

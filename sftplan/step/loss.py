@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from sftplan.step.batch import Batch
     from sftplan.step.tape import Tape
 
-VOCAB_MULTIPLE = 64  # columns of the LM head's product: 50,257 run at an eighth of the speed of 50,304
+VOCAB_MULTIPLE = (
+    64  # columns of the LM head's product: 50,257 run at an eighth of the speed of 50,304
+)
 CHUNK_ROWS = 2048  # positions whose logits are alive at once under the chunked loss
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sftplan.facts.strategy import Precision
-from sftplan.step.forward import Weights, build_weights, head_of, hidden_states
+from sftplan.step.forward import build_weights, head_of, hidden_states
 from sftplan.step.loss import loss_of
 from sftplan.step.repeat import FEW_LAYERS
 from sftplan.step.shard import Sharding, Shards, sharding_of

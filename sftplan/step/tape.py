@@ -19,7 +19,10 @@ LEAF_SEQUENCE = float("inf")  # AccumulateGrad runs as soon as its gradient is t
 
 
 class Work(NamedTuple):
-    """What a kernel has to do: `flops` on the units of `dtype`, `nbytes` to and from memory."""
+    """What a kernel has to do: `flops` on the units of `dtype`, `nbytes` to and from memory.
+
+    `shape` is the product's or the attention's; of a pointwise kernel how it reads: MIXED, STRIDED or ().
+    """
 
     kind: str
     dtype: DType
@@ -51,6 +54,8 @@ class LayerHooks(Protocol):
         """After it has run."""
 
 
+MIXED = (1,)  # operands of several types: not vectorised
+STRIDED = (2,)  # broadcast or in another memory order: every index computed
 LT_WORKSPACE_BYTES = MIB  # CUDABlas.cpp, _parseChosenWorkspaceSize of cuBLASLt
 HOPPER = Chip()
 BEFORE_HOPPER = Chip(workspace_bytes=8320 * KIB, has_cudnn_attention=False)
@@ -59,8 +64,8 @@ BEFORE_HOPPER = Chip(workspace_bytes=8320 * KIB, has_cudnn_attention=False)
 class Tape:
     """Events of one rank: storage numbers as they are born, their complements as they die.
 
-    `sizes`, `kinds` and `owners` hold bytes, category and layer of each storage; `works` the kernels of each segment,
-    `hosts` the operations that the host dispatches in it; `marks` where each segment begins.
+    `sizes`, `kinds` and `owners` hold bytes, category and layer of each storage; `works` the kernels
+    of each segment, `hosts` the operations that the host dispatches in it; `marks` where each begins.
     """
 
     def __init__(self, autocast: DType | None = None, chip: Chip = HOPPER) -> None:
@@ -272,9 +277,15 @@ class Tape:
     def pointwise(self, kind: str, moved: Sequence[Tensor]) -> None:
         """A memory-bound kernel that reads or writes each of these once."""
         num_bytes = 0
+        dtype, shape = moved[-1].dtype, moved[-1].shape
+        access: tuple[int, ...] = ()
         for x in moved:
             num_bytes += x.nbytes
-        self.works[-1][1][Work(kind, moved[-1].dtype, 0, num_bytes)] += 1
+            if x.strided or x.shape != shape:
+                access = STRIDED
+            elif x.dtype is not dtype and not access:
+                access = MIXED
+        self.works[-1][1][Work(kind, dtype, 0, num_bytes, access)] += 1
 
     def work(self, kind: str, dtype: DType, flops: int, num_bytes: int, *shape: int) -> None:
         """A kernel with arithmetic that counts."""

@@ -25,7 +25,7 @@ def clip(tape: Tape, weights: Trained) -> None:
     """torch.nn.utils.clip_grad_norm_ with foreach kernels: a partial sum per chunk, a norm per tensor."""
     chunks = max(-(-w.numel // FOREACH_CHUNK_ELEMENTS) for _, w in weights)
     partial, norms = [], []
-    for layer, weight in weights:  # one buffer in truth; here each layer has its part of it
+    for layer, _ in weights:  # one buffer in truth; here each layer has its part of it
         tape.enter(layer)
         partial.append(tape.empty((chunks,), DType.FP32, "temporary"))
     for layer, weight in weights:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,6 @@ from hypothesis import strategies as st
 from sftplan.cost.allocator import replay
 from sftplan.cost.memory import allocated_bound_bytes, exact_peaks
 from sftplan.facts.catalogue import builtin
-from sftplan.facts.model import ModelShape
 from sftplan.facts.strategy import (
     Allocator,
     Attention,
@@ -25,7 +25,10 @@ from sftplan.facts.strategy import (
 from sftplan.step.batch import Batch
 from sftplan.step.repeat import FEW_LAYERS, MIDDLE, Events, expand, multiplicity
 from sftplan.step.simulate import few_layers, simulate, steady
-from sftplan.step.tape import Tape
+
+if TYPE_CHECKING:
+    from sftplan.facts.model import ModelShape
+    from sftplan.step.tape import Tape
 
 FAMILIES = (
     "gpt2", "llama-3.2-1b", "qwen2.5-0.5b", "qwen3-0.6b", "gemma-2b", "gemma-3-1b", "phi-2",

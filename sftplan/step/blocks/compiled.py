@@ -32,9 +32,7 @@ def _specification(
     return compiled_block(model, tokens, weights=weights, autocast=autocast)
 
 
-def compiled_layer(
-    tape: Tape, context: Context, number: int, w: LayerWeights, x: Tensor
-) -> Tensor:
+def compiled_layer(tape: Tape, context: Context, number: int, w: LayerWeights, x: Tensor) -> Tensor:
     """The block as AOTAutograd and inductor run it."""
     tokens = x.shape[0] * x.shape[1]
     dtype = next(iter(w.values())).dtype
@@ -65,7 +63,7 @@ def _run(tape: Tape, graph: Graph, held: dict[str, Tensor]) -> dict[str, Tensor]
 def _backward(
     tape: Tape, node: Node, gradients: list[Tensor | None], saved: list[Tensor]
 ) -> list[Tensor | None]:
-    spec, context, names = node.extra  # type: ignore[misc]
+    spec, context, names = node.extra
     x = saved[0]
     held = {b.name: t for b, t in zip(spec.saved, saved[1:], strict=True)}
     saved.clear()
@@ -74,7 +72,9 @@ def _backward(
     results = {name: alive[buffer.name] for name, buffer in spec.backward.held.items()}
     del alive, held
     w = dict(zip(names, (shape for shape, _ in node.inputs[1:]), strict=True))
-    _work(tape, context, None, x, spec.backward, 2, [shape for shape in w.values() if len(shape) > 1])
+    _work(
+        tape, context, None, x, spec.backward, 2, [shape for shape in w.values() if len(shape) > 1]
+    )
     out: list[Tensor | None] = [results["d in"].view(*x.shape)]
     for name, (shape, dtype) in zip(names, node.inputs[1:], strict=True):
         source = _gradient_of(name, results)
@@ -86,7 +86,11 @@ def _gradient_of(name: str, results: dict[str, Tensor]) -> Tensor:
     """The buffer that holds a weight's gradient; biases and norms share one."""
     stem = name.removesuffix(".weight")
     for key, tensor in results.items():
-        if key.endswith(".grad") and name.endswith(".weight") and stem.endswith(key[: -len(".grad")]):
+        if (
+            key.endswith(".grad")
+            and name.endswith(".weight")
+            and stem.endswith(key[: -len(".grad")])
+        ):
             return tensor
     return results[LUMP]
 
@@ -105,7 +109,9 @@ def _work(
     tokens = x.shape[0] * x.shape[1]
     dtype = tape.autocast_dtype or x.dtype
     low = Tensor((), dtype, x.storage)
-    for shape in shapes if w is None else [v.shape for v in w.values() if len(v.shape) > 1]:  # type: ignore[union-attr]
+    if w is not None:
+        shapes = [v.shape for v in w.values() if len(v.shape) > 1]
+    for shape in shapes or ():
         for _ in range(products):
             matmul(tape, "linear", tokens, shape[0], shape[1], low)
     lengths = context.documents or (x.shape[1],) * x.shape[0]

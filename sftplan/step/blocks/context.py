@@ -6,7 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sftplan.facts.strategy import Attention
-from sftplan.step.ops.attention import eager_attention, efficient_attention, flash_attention, math_attention
+from sftplan.step.ops.attention import (
+    eager_attention,
+    efficient_attention,
+    flash_attention,
+    math_attention,
+)
 from sftplan.step.ops.pointwise import add, gelu, gelu_new, mul, neg, relu, silu
 from sftplan.step.ops.shape import cat_last, slice_last
 from sftplan.step.tensor import DType
@@ -57,9 +62,7 @@ def activation(tape: Tape, context: Context, x: Tensor) -> Tensor:
     return ACTIVATIONS[context.model.activation](tape, x)
 
 
-def attention(
-    tape: Tape, context: Context, number: int, q: Tensor, k: Tensor, v: Tensor
-) -> Tensor:
+def attention(tape: Tape, context: Context, number: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(QKᵀ)V by the kernel that the strategy, the type and the mask allow."""
     model, length = context.model, q.shape[2]
     kind = context.strategy.attention
@@ -82,7 +85,9 @@ def attention(
     return flash_attention(tape, q, k, v)
 
 
-def rotary_tables(tape: Tape, model: ModelShape, length: int, dtype: DType) -> tuple[Tensor, Tensor]:
+def rotary_tables(
+    tape: Tape, model: ModelShape, length: int, dtype: DType
+) -> tuple[Tensor, Tensor]:
     """Cosine and sine of every position, formed in fp32 and kept in the type of the hidden states."""
     size = int(model.head_dim * model.rotary_fraction)
     positions = tape.empty((1, length), DType.INT64)

@@ -60,7 +60,11 @@ def _projections(
             heads_of(tape, v, model.num_kv_heads),
         )
     parts = []
-    for name, heads in (("q", model.num_heads), ("k", model.num_kv_heads), ("v", model.num_kv_heads)):
+    for name, heads in (
+        ("q", model.num_heads),
+        ("k", model.num_kv_heads),
+        ("v", model.num_kv_heads),
+    ):
         bias = w.get(f"self_attn.{name}_proj.bias")
         part = linear(tape, x, w[f"self_attn.{name}_proj.weight"], bias)
         if model.qk_norm and name != "v":

@@ -39,7 +39,9 @@ def neox_block(tape: Tape, context: Context, number: int, w: LayerWeights, x: Te
     return x  # noqa: RET504 - the name's lifetime is the modelling code's
 
 
-def _neox_attention(tape: Tape, context: Context, number: int, w: LayerWeights, x: Tensor) -> Tensor:
+def _neox_attention(
+    tape: Tape, context: Context, number: int, w: LayerWeights, x: Tensor
+) -> Tensor:
     model = context.model
     qkv = heads_of(tape, _project(tape, w, "attention.query_key_value", x), model.num_heads)
     q, k, v = split(tape, qkv, *[model.head_dim] * 3)

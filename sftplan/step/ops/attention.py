@@ -82,7 +82,7 @@ def _flash_backward(
     batch, heads, length, head_dim = q.shape
     results: list[Tensor | None] = [tape.empty_like(x) for x in (q, k, v)]
     if node.extra:  # varlen: rows of all documents together, each rounded up
-        rounded = length + -(-len(node.extra) // batch) * FLASH_BLOCK_ROWS  # type: ignore[arg-type]
+        rounded = length + -(-len(node.extra) // batch) * FLASH_BLOCK_ROWS
     else:
         rounded = -(-length // FLASH_BLOCK_ROWS) * FLASH_BLOCK_ROWS
     multiple = 32 if head_dim <= 128 else 64
@@ -93,7 +93,7 @@ def _flash_backward(
         tape.scratch(4 * batch * heads * length * (head_dim + 1) + CUDNN_EXTRA_BYTES + 2 * grouped)
     else:
         tape.scratch(row_bytes, row_bytes * padded_dim, grouped, grouped)
-    _work(tape, "flash_backward", q, k, node.extra, 2)  # type: ignore[arg-type]
+    _work(tape, "flash_backward", q, k, node.extra, 2)
     return results
 
 
@@ -173,7 +173,7 @@ def eager_attention(
     fp32_softmax: bool = True,
 ) -> Tensor:
     """softmax(QKᵀ)V op by op, with the T×T scores in memory several times."""
-    batch, heads, length, head_dim = q.shape
+    _, heads, length, head_dim = q.shape
     if k.shape[1] != heads:
         k, v = _repeated(tape, k, heads), _repeated(tape, v, heads)
     dtype = v.dtype
@@ -197,15 +197,12 @@ def _product(tape: Tape, a: Tensor, b: Tensor, rows: int, columns: int, inner: i
         a = contiguous(tape, a)
     if b.strided:
         b = contiguous(tape, b)
-    out = bmm(tape, a, b, rows, columns, inner)
-    return out
-
-
+    return bmm(tape, a, b, rows, columns, inner)
 
 
 def math_attention(tape: Tape, q: Tensor, k: Tensor, v: Tensor, probability: float) -> Tensor:
     """SDPA's fallback in fp32 where query groups meet no kernel: the T×T matrix op by op."""
-    batch, heads, length, head_dim = q.shape
+    _, heads, length, head_dim = q.shape
     scaled = scale(tape, q)
     if k.shape[1] != heads:
         k, v = _repeated(tape, k, heads), _repeated(tape, v, heads)

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from sftplan.step.tape import Tape
 
 EMBEDDING_ROWS_PER_SEGMENT = 10  # NROWS_PER_THREAD of EmbeddingBackwardKernel.cu
-EMBEDDING_SORT_TOKENS = 3072  # up to here the backward adds rows directly, aten/native/cuda/Embedding.cu
+EMBEDDING_SORT_TOKENS = (
+    3072  # up to here the backward adds rows directly, aten/native/cuda/Embedding.cu
+)
 
 
 def embedding(tape: Tape, ids: Tensor, weight: Tensor) -> Tensor:
@@ -32,7 +34,9 @@ def _embedding_backward(
     if tokens <= EMBEDDING_SORT_TOKENS:
         out = tape.empty(shape, gradient.dtype)
     else:
-        order = [tape.empty((tokens,), DType.INT64) for _ in range(4)]  # sorted ids, places, segments
+        order = [
+            tape.empty((tokens,), DType.INT64) for _ in range(4)
+        ]  # sorted ids, places, segments
         out = tape.empty(shape, gradient.dtype)
         segments = min(tokens, shape[0])
         partial = tokens // EMBEDDING_ROWS_PER_SEGMENT + segments

@@ -6,11 +6,11 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from sftplan.step.ops.pointwise import sum_rows
-from sftplan.step.tensor import Tensor
 
 if TYPE_CHECKING:
     from sftplan.step.autograd import Node
     from sftplan.step.tape import Tape
+    from sftplan.step.tensor import Tensor
 
 
 def matmul_flops(m: int, n: int, k: int) -> int:
@@ -79,8 +79,9 @@ def _linear_backward(
         results[position] = out
         del out
     if has_bias and node.edges[2] is not None:
-        results[2] = tape.empty((n,), gradient.dtype)
-        sum_rows(tape, gradient, results[2])
+        summed = tape.empty((n,), gradient.dtype)
+        sum_rows(tape, gradient, summed)
+        results[2] = summed
     return results
 
 
@@ -112,14 +113,16 @@ def _bmm_backward(
     tape: Tape, node: Node, gradients: list[Tensor | None], saved: list[Tensor]
 ) -> list[Tensor | None]:
     a, b = saved
-    batch, rows, columns, inner = node.extra  # type: ignore[misc]
+    batch, rows, columns, inner = node.extra
     results: list[Tensor | None] = [None, None]
-    if node.edges[0] is not None:
-        results[0] = tape.empty(a.shape, a.dtype)
-        _batched(tape, batch, rows, inner, columns, results[0])
-    if node.edges[1] is not None:
-        results[1] = tape.empty(b.shape, b.dtype)
-        _batched(tape, batch, inner, columns, rows, results[1])
+    for position, (like, m, n, k) in enumerate(
+        ((a, rows, inner, columns), (b, inner, columns, rows))
+    ):
+        if node.edges[position] is not None:
+            out = tape.empty(like.shape, like.dtype)
+            _batched(tape, batch, m, n, k, out)
+            results[position] = out
+            del out
     return results
 
 

@@ -64,7 +64,7 @@ def _pass_on(
 
 
 def tanh(tape: Tape, x: Tensor) -> Tensor:
-    """tanh(x); keeps its result."""
+    """The hyperbolic tangent; keeps its result."""
     return unary(tape, "tanh", x, keeps=("output",))
 
 
