@@ -127,6 +127,7 @@ def _call(tape: Tape, node: Node, gradients: list[Tensor | None]) -> list[Tensor
     if node.name:
         tape.host(node.name, backward=True)
     outputs = list(node.backward(tape, node, gradients, saved))
+    saved.clear()  # what was only computed again goes before its gradients are brought to a type
     for position, output in enumerate(outputs):
         if output is not None and node.edges[position] is not None:
             dtype = node.inputs[position][1]

@@ -78,6 +78,8 @@ def _linear_backward(
         out.viewed = len(x.shape) > 2 if position == 0 else not has_bias
         results[position] = out
         del out
+    del x, weight, like
+    saved.clear()  # the sum comes after the products, when what was computed again is gone
     if has_bias and node.edges[2] is not None:
         summed = tape.empty((n,), gradient.dtype)
         sum_rows(tape, gradient, summed)

@@ -170,6 +170,8 @@ def _mul_backward(
         tape.pointwise("mul", [gradient, next(factors), product])
         results[position] = product
         del product
+    del factors
+    saved.clear()
     for position, result in enumerate(results):
         if result is not None:
             results[position] = sum_to(tape, result, node.inputs[position][0])
