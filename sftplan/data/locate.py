@@ -52,10 +52,9 @@ def load_tokenizer(folder: Path) -> BpeTokenizer:
     library = tokenizers_library()
     file = folder / "tokenizer.json"
     try:
-        if file.is_file():
-            backend = library.Tokenizer.from_file(str(file))
-        else:
-            backend = _gpt2(folder, library)
+        backend = (
+            library.Tokenizer.from_file(str(file)) if file.is_file() else _gpt2(folder, library)
+        )
     except UsageError:
         raise
     except Exception as error:  # the library raises bare Exception
