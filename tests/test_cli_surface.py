@@ -21,10 +21,16 @@ KNOBS = {
     "--attention-dropout", "--max-grad-norm",
     "--margin", "--minimize",
 }  # fmt: skip
+RUN = {
+    "--out", "--resume", "--no-verify", "--demo", "--cpu", "--max-steps",
+    "--learning-rate", "--min-learning-rate", "--warmup", "--weight-decay", "--seed",
+    "--train-on-prompt", "--random-weights", "--tokenizer", "--skip-bad", "--spike",
+    "--eval-split", "--eval-every", "--save-every", "--keep", "--tracker",
+}  # fmt: skip
 SURFACE = {
     "plan": MODEL | KNOBS | {"--out", "--no-out"},
     "compare": MODEL | KNOBS | {"--on", "--all", "--sort", "--limit", "--out"},
-    "launch": MODEL | KNOBS | {"--out", "--resume", "--no-verify"},
+    "launch": MODEL | KNOBS | RUN,
     "verify": {"--steps", "--no-gpu", "--as"},
     "explain": {"--plan"},
     "export": {"--to", "--out"},

@@ -2,21 +2,76 @@
 
 from __future__ import annotations
 
-from typing import Any
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import sftplan.api
 from sftplan.cli.help import command
 from sftplan.cli.options import common_options, knob_options, model_options, option
-from sftplan.cli.output import print_json
+from sftplan.cli.output import print_json, print_text, talk
 from sftplan.cli.plan import invocation
-from sftplan.errors import InfeasibleError, UsageError
+from sftplan.errors import InfeasibleError, MispredictedError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sftplan.plan.record import Plan
+
+RUN_OPTIONS = [
+    option("--learning-rate", type=float, group="Training", help="Highest learning rate; 2e-5."),
+    option("--min-learning-rate", type=float, group="Training",
+           help="Where the cosine decay ends; 0."),
+    option("--warmup", type=float, group="Training",
+           help="Share of the steps with a rising rate, or from 1 on their number; 0.03."),
+    option("--weight-decay", type=float, group="Training",
+           help="Decoupled, not on norms and biases; 0.01."),
+    option("--seed", type=int, group="Training", help="Of the order and of dropout; 0."),
+    option("--train-on-prompt", is_flag=True, default=None, group="Training",
+           help="Every token counts, not only the responses'."),
+    option("--random-weights", is_flag=True, default=None, group="Training",
+           help="Start from scratch instead of the model's weights."),
+    option("--tokenizer", metavar="DIR", group="Training",
+           help="A folder with a tokenizer, instead of the model's."),
+    option("--skip-bad", type=click.IntRange(min=0), group="Training",
+           help="How many bad examples may be left out; 0."),
+    option("--spike", type=float, group="Training",
+           help="Stop at a loss of so many standard deviations above its mean; off."),
+    option("--eval-split", type=float, group="Run",
+           help="Share of the examples that is held out and evaluated; 0."),
+    option("--eval-every", type=click.IntRange(min=0), group="Run",
+           help="Steps between evaluations; with each checkpoint."),
+    option("--save-every", type=click.IntRange(min=0), group="Run",
+           help="Steps between checkpoints, 0 for none; 500."),
+    option("--keep", type=click.IntRange(min=1), group="Run",
+           help="Checkpoints that are kept beside the best one; 2."),
+    option("--max-steps", type=click.IntRange(min=0), group="Run",
+           help="Stop after so many steps; --resume goes on."),
+    option("--tracker", metavar="NAME", group="Run",
+           help="Also log to tensorboard, wandb, trackio ... through accelerate."),
+    option("--cpu", is_flag=True, default=None, group="Run",
+           help="Train on the processor, whatever the plan is for."),
+]  # fmt: skip
+RUN_NAMES = (
+    "learning_rate", "min_learning_rate", "warmup", "weight_decay", "seed", "train_on_prompt",
+    "random_weights", "tokenizer", "skip_bad", "spike", "eval_split", "eval_every", "save_every",
+    "keep", "max_steps", "tracker", "cpu",
+)  # fmt: skip
+
+
+def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What a run decides beside its plan."""
+    for decorate in reversed(RUN_OPTIONS):
+        function = decorate(function)
+    return function
 
 
 @command(
     "launch",
     examples=[
+        "sftplan launch --demo --out runs/demo",
         "sftplan launch plan.json --data train.jsonl --out runs/first",
         "sftplan launch --model gpt2-large --seq 1024 --data train.jsonl --out runs/first",
         "sftplan launch plan.json --data train.jsonl --out runs/first --resume",
@@ -28,6 +83,13 @@ from sftplan.errors import InfeasibleError, UsageError
 @option("--out", metavar="DIR", required=True, group="Run", help="Where everything is written.")
 @option("--resume", is_flag=True, group="Run", help="Go on from the last complete checkpoint.")
 @option("--no-verify", is_flag=True, group="Run", help="Train without a dry run before.")
+@option(
+    "--demo",
+    is_flag=True,
+    group="Run",
+    help="Train a tiny model on our own examples, offline, on the processor.",
+)
+@run_options
 @common_options
 def launch(
     plan: str | None,
@@ -35,35 +97,91 @@ def launch(
     out: str,
     resume: bool,
     no_verify: bool,
+    demo: bool,
     as_json: bool,
     quiet: bool,
     verbose: int,
     **request: Any,
 ) -> None:
     """Train: the real masked fine-tuning run of a plan."""
-    from sftplan.plan.file import document, read_plan
+    from sftplan.plan.file import document
 
-    data = request["data"]
-    if data is None:
+    options = {name: request.pop(name) for name in RUN_NAMES}
+    if demo:
+        made, data, options = _demo(plan, Path(out), request, options)
+    else:
+        made, data = _plan_of(plan, request), request["data"]
+    if not made.fits:
+        message = "the plan does not fit"
+        raise InfeasibleError(message, "`sftplan plan` shows what would")
+    if not (no_verify or resume or options["cpu"]):
+        _verify(made, quiet=quiet)
+    options |= {"resume": resume, "no_verify": no_verify, "quiet": quiet, "verbose": verbose}
+    result = sftplan.api.launch(made, data=data, out=out, **options)
+    found = document(result)
+    assert isinstance(found, dict)
+    if as_json:
+        print_json(found)
+    else:
+        print_text(str(Path(out, "final")) if quiet else _summary(found, out))
+
+
+def _plan_of(plan: str | None, request: dict[str, Any]) -> Plan:
+    """The plan in the file, or a new one."""
+    from sftplan.plan.file import read_plan
+
+    if request["data"] is None:
         message = "no --data: there is nothing to train on"
-        raise UsageError(message)
+        raise UsageError(message, "--demo trains on examples of our own")
     if plan is not None:
-        made = read_plan(plan)
         knobs = [name for name, value in request.items() if value is not None and name != "data"]
         if knobs:
             message = f"{plan} has decided --{knobs[0].replace('_', '-')} already"
             raise UsageError(message, "leave PLAN out to plan again")
-    elif request["model"] is None or request["seq_len"] is None:
+        return read_plan(plan)
+    if request["model"] is None or request["seq_len"] is None:
         message = "neither a PLAN nor --model and --seq"
         raise UsageError(message, "`sftplan plan` writes a plan")
-    else:
-        made = sftplan.api.plan(command=invocation(), **request)
-    if not made.fits:
-        message = "the plan does not fit"
-        raise InfeasibleError(message, "`sftplan plan` shows what would")
-    options = {"resume": resume, "no_verify": no_verify, "quiet": quiet, "verbose": verbose}
-    result = sftplan.api.launch(made, data=data, out=out, **options)
-    if as_json:
-        found = document(result)
-        assert isinstance(found, dict)
-        print_json(found)
+    return sftplan.api.plan(command=invocation(), **request)
+
+
+def _demo(
+    plan: str | None, out: Path, request: dict[str, Any], options: dict[str, Any]
+) -> tuple[Plan, str, dict[str, Any]]:
+    """A plan for the demo's model; run options that are given hold, everything else is the demo's."""
+    from sftplan.train.demo import DEMO_KNOBS, DEMO_SEQ_LEN, DEMO_SETTINGS, write_demo_model
+
+    given = [
+        name for name, value in request.items() if value is not None and name not in DEMO_KNOBS
+    ]
+    if plan is not None or given:
+        what = "a PLAN" if plan is not None else f"--{given[0].replace('_', '-')}"
+        message = f"--demo and {what} exclude each other"
+        raise UsageError(message, "--demo has a model and a machine of its own")
+    folder = out / "model"
+    write_demo_model(folder)
+    knobs = DEMO_KNOBS | {k: v for k, v in request.items() if v is not None}
+    made = sftplan.api.plan(
+        model=str(folder), seq_len=DEMO_SEQ_LEN, hardware=sftplan.api.REFERENCE_HARDWARE,
+        gpus=1, command=invocation(), **knobs,
+    )  # fmt: skip
+    chosen = DEMO_SETTINGS | {name: value for name, value in options.items() if value is not None}
+    return made, str(knobs["data"]), chosen
+
+
+def _verify(plan: Plan, *, quiet: bool) -> None:
+    """The dry run before; a version without one goes on without."""
+    if importlib.util.find_spec("sftplan.verify") is None:
+        return
+    talk("dry run first; --no-verify goes without", quiet=quiet)
+    judged = sftplan.api.verify(plan)
+    if not judged.ok:
+        message = f"the dry run: {judged.judgement}"
+        raise MispredictedError(message, "--no-verify trains all the same")
+
+
+def _summary(found: dict[str, Any], out: str) -> str:
+    """What a person wants to know at the end."""
+    from sftplan.report.launch import run_text
+
+    return run_text(found, out)

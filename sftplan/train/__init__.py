@@ -1,0 +1,1 @@
+"""The real masked fine-tuning run of a plan."""

@@ -1,0 +1,54 @@
+"""What the forward pass forgets and the backward pass computes again, block by block."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
+
+from sftplan.facts.strategy import Checkpointing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+KEPT_OPS = (  # matrix products and attention, by name: not every PyTorch has all of them
+    "aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_grouped_mm",
+    "aten::_scaled_dot_product_flash_attention", "aten::_scaled_dot_product_efficient_attention",
+    "aten::_scaled_dot_product_cudnn_attention", "aten::_scaled_dot_product_flash_attention_for_cpu",
+    "aten::_flash_attention_forward", "torch_attn::_varlen_attn",
+)  # fmt: skip
+
+
+def _policy(_: Any, op: Any, *__: Any, **___: Any) -> CheckpointPolicy:
+    name = getattr(op, "_name", "").partition(".")[0]
+    return CheckpointPolicy.MUST_SAVE if name in KEPT_OPS else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _contexts() -> Any:
+    return create_selective_checkpoint_contexts(_policy)  # type: ignore[no-untyped-call]
+
+
+def checkpointed(
+    forward: Callable[..., torch.Tensor], kind: Checkpointing
+) -> Callable[..., torch.Tensor]:
+    """A block's forward pass that keeps only what `kind` says; the same in evaluation."""
+    if kind is Checkpointing.NONE:
+        return forward
+    options: dict[str, Any] = {"use_reentrant": False}
+    if kind is Checkpointing.SELECTIVE:
+        options["context_fn"] = _contexts
+    again = partial(checkpoint, forward, **options)
+
+    def run(*args: Any, **kwargs: Any) -> torch.Tensor:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        out: torch.Tensor = again(*args, **kwargs)
+        return out
+
+    return run

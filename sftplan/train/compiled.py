@@ -1,0 +1,57 @@
+"""torch.compile block by block: equal blocks share one graph, so the first step stays short."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sftplan.train.checkpointing import checkpointed
+from sftplan.train.loss import chunk_gradient, response_loss
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sftplan.facts.strategy import Checkpointing
+
+
+def blocks_of(model: Any) -> list[torch.nn.Module]:
+    """The repeated blocks of a transformers model, in order."""
+    wanted = model.config.num_hidden_layers
+    for module in model.base_model.modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == wanted:
+            return list(module)
+    message = f"{type(model).__name__} has no list of {wanted} blocks"
+    raise ValueError(message)
+
+
+def prepare_blocks(model: Any, *, checkpointing: Checkpointing, compiled: bool) -> None:
+    """Make every block checkpointed, compiled, or both: compiled around the checkpoint."""
+    for block in blocks_of(model):
+        forward = checkpointed(block.forward, checkpointing)
+        if compiled:
+            forward = torch.compile(forward, dynamic=False)
+        block.forward = forward
+
+
+@contextmanager
+def eager_blocks(model: Any) -> Iterator[None]:
+    """The blocks as transformers wrote them: evaluation compiles no graphs of its own."""
+    prepared = [(block, block.__dict__.pop("forward", None)) for block in blocks_of(model)]
+    try:
+        yield
+    finally:
+        for block, forward in prepared:
+            if forward is not None:
+                block.forward = forward
+
+
+def loss_functions(*, compiled: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """`response_loss` and `chunk_gradient`, each one graph where compiled."""
+    if not compiled:
+        return response_loss, chunk_gradient
+    return (
+        torch.compile(response_loss, dynamic=False),
+        torch.compile(chunk_gradient, dynamic=False),
+    )

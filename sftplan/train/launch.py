@@ -1,0 +1,154 @@
+"""From a plan to a trained model: `sftplan launch`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sftplan import __version__
+from sftplan.errors import SftplanError, TrainingFailedError, UsageError
+from sftplan.facts.strategy import Allocator
+from sftplan.plan.file import plan_sha256
+from sftplan.train.job import Job, refuse_used_folder, write_job
+from sftplan.train.settings import settings_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sftplan.plan.record import Plan
+    from sftplan.train.material import Material
+
+LIBRARIES = ("torch", "transformers", "accelerate", "safetensors", "tokenizers")
+ALLOCATOR_VARIABLE = "PYTORCH_ALLOC_CONF"
+
+
+def launch(
+    plan: Plan,
+    *,
+    data: str | Path,
+    out: str | Path,
+    resume: bool = False,
+    quiet: bool = False,
+    **options: Any,
+) -> dict[str, Any]:
+    """Run the training of `plan` on `data` in the folder `out`; what run.json then holds.
+
+    Args:
+        plan: What `sftplan.plan` returned, or `read_plan` of its file.
+        data: Instruction data.
+        out: Folder of the run.
+        resume: Go on from the newest complete checkpoint.
+        quiet: Say nothing.
+        options: The fields of `Settings`.
+
+    Raises:
+        SftplanError: Something cannot be used, or the training failed; run.json says why.
+    """
+    options.pop("no_verify", None)
+    options.pop("verbose", None)
+    job = Job(
+        plan=plan,
+        data=str(data),
+        out=Path(out),
+        settings=settings_of(options),
+        resume=resume,
+        quiet=quiet,
+    )
+    ranks = 1 if job.settings.cpu else plan.inputs.hardware.num_gpus
+    if plan.inputs.hardware.num_nodes > 1:
+        message = f"{plan.inputs.hardware.num_nodes} nodes: start each one with torchrun"
+        raise UsageError(message, "`sftplan export --to slurm` writes the script")
+    return start(job, ranks=ranks)
+
+
+def start(job: Job, *, ranks: int) -> dict[str, Any]:
+    """Run a job in this process, or in one process per GPU."""
+    set_allocator(job.plan)
+    from sftplan.train.material import gather_material
+
+    refuse_used_folder(job.out, resume=job.resume)
+    record: dict[str, Any] = {
+        "format": "sftplan.run",
+        "created_by": f"sftplan {__version__}",
+        "status": "running",
+        "plan_sha256": plan_sha256(job.plan),
+        "data": job.data,
+        "started_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "versions": versions(),
+    }
+    material = gather_material(job, world_size=ranks)  # all that can be wrong, before a GPU is used
+    write_job(job)
+    return _recorded(job, record, material if ranks == 1 else None, ranks)
+
+
+def _recorded(
+    job: Job, record: dict[str, Any], material: Material | None, ranks: int
+) -> dict[str, Any]:
+    """Run, with how it went in run.json whatever happens."""
+    from sftplan.train.metrics import write_run
+    from sftplan.train.session import run_job
+
+    write_run(job.out, record)
+    try:
+        summary = run_job(job, material) if ranks == 1 else _run_ranks(job, ranks)
+    except KeyboardInterrupt:
+        write_run(job.out, record | {"status": "interrupted"})
+        raise
+    except SftplanError as error:
+        write_run(job.out, record | {"status": "failed", "reason": error.message})
+        raise
+    except Exception as error:
+        write_run(job.out, record | {"status": "failed", "reason": repr(error)})
+        raise
+    record |= {"status": "done", **summary}
+    write_run(job.out, record)
+    return record
+
+
+def set_allocator(plan: Plan) -> None:
+    """PyTorch reads how it takes memory from the environment, once, before the first allocation."""
+    if plan.strategy.allocator is Allocator.EXPANDABLE and sys.platform == "linux":
+        os.environ.setdefault(ALLOCATOR_VARIABLE, "expandable_segments:True")
+
+
+def versions() -> Mapping[str, str | None]:
+    """Versions of what decides on the numbers."""
+    found: dict[str, str | None] = {"python": sys.version.split()[0]}
+    for library in LIBRARIES:
+        try:
+            found[library] = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            found[library] = None
+    return found
+
+
+def _run_ranks(job: Job, ranks: int) -> dict[str, Any]:
+    """One process per GPU through torchrun; rank 0 leaves the summary in a file."""
+    import json
+
+    from sftplan.train.__main__ import SUMMARY
+
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone",
+        f"--nproc-per-node={ranks}", "-m", "sftplan.train", "--", str(job.out),
+    ]  # fmt: skip
+    summary = job.out / SUMMARY
+    summary.unlink(missing_ok=True)
+    process = subprocess.Popen(command)
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:  # the processes have had the signal too and are saving
+        process.wait()
+        raise
+    if code == 130:
+        raise KeyboardInterrupt
+    if code or not summary.is_file():
+        message = f"a process of the run ended with code {code}; its message is above"
+        raise TrainingFailedError(message, "--resume goes on from the last complete checkpoint")
+    found: dict[str, Any] = json.loads(summary.read_text(encoding="utf-8"))
+    return found

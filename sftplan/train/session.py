@@ -1,0 +1,248 @@
+"""One process of a run: everything put together, checked, trained, and the model written."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import distributed
+
+from sftplan.errors import DriftError
+from sftplan.facts.strategy import Precision
+from sftplan.train import checkpoint, loop, saving
+from sftplan.train.attention import Kernel, choose_kernel
+from sftplan.train.compiled import loss_functions, prepare_blocks
+from sftplan.train.evaluate import Evaluation
+from sftplan.train.inputs import Layout, to_device
+from sftplan.train.job import CHECKPOINTS, FINAL
+from sftplan.train.material import Material, gather_material, identity_of
+from sftplan.train.metrics import Meter, MetricsFile, peak_flops_per_s, start_tracker
+from sftplan.train.model import (
+    build_model,
+    config_of,
+    device_of,
+    product_dtype,
+    without_bars,
+    without_pad_token,
+)
+from sftplan.train.packing_check import check_packing
+from sftplan.train.progress import Progress
+from sftplan.train.schedule import Schedule
+from sftplan.train.state import Run
+from sftplan.train.step import LossScale, Stepper
+from sftplan.train.update import Update
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sftplan.plan.record import Plan
+    from sftplan.train.job import Job
+    from sftplan.train.settings import Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Which process this is."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+
+
+def place_of_process() -> Place:
+    """From the environment that torchrun sets; alone without it."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ and "SFTPLAN_RANKS" not in os.environ:
+        return Place()
+    return Place(
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+        local_rank=int(os.environ["LOCAL_RANK"]),
+    )
+
+
+def build_stepper(
+    plan: Plan, config: Any, kernel: Kernel, settings: Settings, *, device: torch.device,
+    weights: str | None = None, world_size: int = 1,
+) -> Stepper:  # fmt: skip
+    """Model, optimizer and loss of a plan, as training and the dry run use them."""
+    strategy = plan.strategy
+    model = build_model(
+        config, precision=strategy.precision, attention=kernel.name, device=device,
+        weights=weights, seed=settings.seed,
+    )  # fmt: skip
+    prepare_blocks(model, checkpointing=strategy.checkpointing, compiled=strategy.compile)
+    response, chunk = loss_functions(compiled=strategy.compile)
+    update = Update(model, precision=strategy.precision, kind=strategy.optimizer, settings=settings)
+    return Stepper(
+        model=model, update=update, precision=strategy.precision, loss=strategy.loss,
+        max_grad_norm=strategy.max_grad_norm, device=device, world_size=world_size,
+        scale=LossScale() if strategy.precision is Precision.FP16_MIXED else None,
+        response=response, chunk=chunk,
+    )  # fmt: skip
+
+
+def run_job(job: Job, material: Material | None = None) -> dict[str, Any]:
+    """Train; the run's summary. `material` is what was checked already, if it was in this process."""
+    place = place_of_process()
+    material = material or gather_material(job, world_size=place.world_size)
+    device = device_of(cpu=job.settings.cpu, local_rank=place.local_rank)
+    _check_device(job.plan, device)
+    if place.world_size > 1 and not distributed.is_initialized():
+        distributed.init_process_group("gloo" if device.type == "cpu" else "nccl")
+    progress = Progress(quiet=job.quiet or place.rank > 0)
+    run = assemble(job, material, place, device, progress)
+    with without_pad_token(run.stepper.model):
+        progress.start(total=run.last_step, done=run.done)
+        try:
+            loop.train(run)
+        finally:
+            progress.close()
+            if run.metrics is not None:
+                run.metrics.close()
+            if run.tracker is not None:
+                run.tracker.finish()
+    summary = summary_of(run, material)
+    if place.rank == 0:
+        write_final(job, run, material)
+    return summary
+
+
+def _check_device(plan: Plan, device: torch.device) -> None:
+    """The GPU has to be of the size that was planned for."""
+    if device.type != "cuda":
+        return
+    gpu = plan.inputs.hardware.gpu
+    found = torch.cuda.get_device_properties(device)
+    planned = gpu.memory_bytes - gpu.unusable_bytes
+    if found.total_memory < 0.9 * planned:
+        message = (
+            f"the plan is for {gpu.name} with {planned:,} bytes, "
+            f"this {found.name} has {found.total_memory:,}"
+        )
+        raise DriftError(message, "plan again, with --hardware auto")
+
+
+def assemble(
+    job: Job, material: Material, place: Place, device: torch.device, progress: Progress
+) -> Run:
+    """The run, at its beginning or where its newest checkpoint stands."""
+    plan, settings = job.plan, job.settings
+    config = config_of(material.shape, attention_dropout=plan.strategy.attention_dropout)
+    low = product_dtype(plan.strategy.precision)
+    kernel = choose_kernel(plan.strategy.attention, device=device, low=low, config=config)
+    layout = Layout(flat=kernel.flat, packed=plan.strategy.packing)
+    stepper = build_stepper(
+        plan, config, kernel, settings, device=device, weights=material.weights,
+        world_size=place.world_size,
+    )  # fmt: skip
+    batches = material.training
+    evaluation = None
+    if material.held_out is not None:
+        responses, everything = material.held_out
+        evaluation = Evaluation(
+            responses=responses, all_tokens=everything, layout=layout, rank=place.rank
+        )
+    run = Run(
+        stepper=stepper, batches=batches, layout=layout, settings=settings,
+        schedule=Schedule(
+            peak=settings.learning_rate, floor=settings.min_learning_rate,
+            warmup_steps=settings.warmup_steps(batches.num_steps), num_steps=batches.num_steps,
+        ),
+        checkpoints=job.out / CHECKPOINTS, metrics=None, progress=progress, evaluation=evaluation,
+        meter=_meter(plan, device, place.world_size), rank=place.rank,
+        identity=identity_of(job, material, kernel=kernel.name, world_size=place.world_size),
+    )  # fmt: skip
+    _introduce(run, material, kernel)
+    _resume(job, run)
+    if place.rank == 0:
+        run.metrics = MetricsFile(job.out, done=run.done)
+        if settings.tracker is not None:
+            run.tracker = start_tracker(settings.tracker, job.out, run.identity)
+    return run
+
+
+def _meter(plan: Plan, device: torch.device, world_size: int) -> Meter:
+    cuda = device.type == "cuda"
+    peak = peak_flops_per_s(plan) if cuda else None
+    return Meter(
+        flops_per_token=float(plan.compute.flops_per_token) if cuda else None,
+        peak_flops_per_s=None if peak is None else peak * world_size,
+        predicted_reserved_bytes=plan.memory.gpu.peak_reserved_bytes,
+        device=device,
+    )
+
+
+def _introduce(run: Run, material: Material, kernel: Kernel) -> None:
+    """Say what is trained on, and check that packed documents do not see each other."""
+    fitted, say = material.prepared.fitted, run.progress.say
+    held_out = 0 if material.held_out is None else len(material.held_out[0].examples)
+    say(
+        f"{len(run.batches.examples):,} examples to train on, {held_out:,} held out, "
+        f"{len(fitted.dropped):,} dropped as too long, {fitted.num_cut:,} cut, "
+        f"{len(material.prepared.skipped):,} skipped; {run.batches.num_steps:,} steps"
+    )
+    for note in (*material.prepared.notes, *([kernel.note] if kernel.note else [])):
+        say(note)
+    if run.layout.packed:
+        batch = run.batches.step(0, 0, rank=run.rank).micro_batches[0]
+        inputs = to_device(batch, run.layout, run.stepper.device)
+        found = check_packing(run.stepper, batch, inputs)
+        if found is not None:
+            say(str(found))
+
+
+def _resume(job: Job, run: Run) -> None:
+    """Restore the newest complete checkpoint if that is wanted; else start the generators afresh."""
+    if job.resume:
+        if run.rank == 0:
+            checkpoint.clear_leftovers(run.checkpoints)
+        folder = checkpoint.newest(run.checkpoints, say=run.progress.say)
+        if folder is not None:
+            saving.restore(run, folder)
+            run.progress.say(f"going on after step {run.done:,} of {run.last_step:,}")
+            return
+        run.progress.say("no complete checkpoint: starting from the beginning")
+    torch.manual_seed(job.settings.seed + 1 + run.rank)
+
+
+def summary_of(run: Run, material: Material) -> dict[str, Any]:
+    """The final figures, for run.json."""
+    last = run.last
+    return {
+        "steps": run.done,
+        "tokens": run.tokens,
+        "loss": last.get("loss"),
+        "eval_loss": last.get("eval_loss"),
+        "eval_loss_all_tokens": last.get("eval_loss_all_tokens"),
+        "best": None if run.best is None else {"eval_loss": run.best[0], "step": run.best[1]},
+        "learning_rate": last.get("learning_rate"),
+        "grad_norm_by_response_length": run.stability.grad_norm_by_response_length(),
+        "clip_fraction": run.stability.clipped / max(run.stability.steps, 1),
+        "skipped_steps": run.stability.skipped,
+        "examples": len(run.batches.examples),
+        "dropped_examples": len(material.prepared.fitted.dropped),
+        **run.meter.summary(),
+        "settings": asdict(run.settings),
+    }
+
+
+def write_final(job: Job, run: Run, material: Material) -> None:
+    """The model with its own configuration and its tokenizer, as transformers loads them."""
+    model = run.stepper.model
+    original = config_of(material.shape, attention_dropout="model")
+    original.use_cache = True
+    for name in ("attn_pdrop", "attention_dropout"):
+        if hasattr(original, name):
+            setattr(model.config, name, getattr(original, name))
+    model.config.use_cache = True
+
+    def fill(folder: Path) -> None:
+        with without_bars():
+            model.save_pretrained(folder)
+        material.tokenizer.save(folder)
+
+    needed = sum(p.nbytes for p in model.parameters())
+    checkpoint.write_folder(job.out / FINAL, fill, needed_bytes=needed)
+    run.progress.say(f"the model is in {job.out / FINAL}")

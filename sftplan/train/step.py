@@ -1,0 +1,174 @@
+"""The step: forward, loss and backward of each pass, then clipping and the update.
+
+The one function that training runs is the one that the dry run measures. It never waits for the
+device, except under fp16, whose loss scale is kept here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import distributed
+
+from sftplan.facts.strategy import Loss, Precision
+from sftplan.train.attention import attention_inputs
+from sftplan.train.compiled import loss_functions
+from sftplan.train.loss import chunked_loss, gather, head_of
+from sftplan.train.model import AUTOCAST
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from sftplan.train.inputs import Inputs
+    from sftplan.train.update import Update
+
+Tensor = torch.Tensor
+REDUCE_ELEMENTS = 2**26  # gradients summed over the ranks at once
+CLIP_EPSILON = 1e-6  # as torch.nn.utils.clip_grad_norm_
+
+
+@dataclass(slots=True)
+class LossScale:
+    """Dynamic loss scaling of fp16: doubled after `interval` good steps, halved after a bad one."""
+
+    value: float = 2.0**16
+    interval: int = 2000
+    good_steps: int = 0
+    skipped: int = 0
+
+    def seen(self, *, overflow: bool) -> None:
+        """Take note of how a step went."""
+        self.good_steps = 0 if overflow else self.good_steps + 1
+        self.skipped += overflow
+        if overflow:
+            self.value /= 2
+        elif self.good_steps == self.interval:
+            self.value, self.good_steps = self.value * 2, 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stepper:
+    """All that a step works with."""
+
+    model: Any
+    update: Update
+    precision: Precision
+    loss: Loss
+    max_grad_norm: float
+    device: torch.device
+    world_size: int = 1
+    scale: LossScale | None = None
+    response: Callable[..., Tensor] = field(default=loss_functions(compiled=False)[0])
+    chunk: Callable[..., Any] = field(default=loss_functions(compiled=False)[1])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """A step as the device knows it: reading a number waits for the step."""
+
+    loss: Tensor  # mean over the step's targets, all ranks
+    grad_norm: Tensor  # before clipping, all ranks
+    skipped: Tensor  # 1 where loss or norm was not finite and the weights stayed
+
+
+def train_step(
+    stepper: Stepper, passes: Sequence[Inputs], *, num_targets: int, learning_rate: float
+) -> Outcome:
+    """One optimizer step over its passes; `num_targets` counts those of all passes and ranks."""
+    scale = 1.0 if stepper.scale is None else stepper.scale.value
+    factor = torch.full((), scale / num_targets, device=stepper.device)
+    total = torch.zeros((), device=stepper.device)
+    for inputs in passes:
+        loss = scaled_loss(stepper, inputs, factor)
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.detach()
+        del loss
+    if stepper.world_size > 1:
+        _sum_over_ranks(stepper, total)
+    return _update(stepper, total / scale, scale, learning_rate)
+
+
+def scaled_loss(stepper: Stepper, inputs: Inputs, factor: Tensor) -> Tensor:
+    """Summed loss of one pass, times `factor`."""
+    low = AUTOCAST.get(stepper.precision)
+    with torch.autocast(stepper.device.type, dtype=low, enabled=low is not None):
+        if stepper.loss is Loss.FULL:
+            return full_loss(stepper.model, inputs) * factor
+        kept = gather(hidden_states(stepper.model, inputs), inputs.keep)
+        head = head_of(stepper.model)
+        if stepper.loss is Loss.CHUNKED:
+            return chunked_loss(kept, inputs.targets, head, factor, stepper.chunk)
+        summed = stepper.response(kept, inputs.targets, head.weight, head.bias, head.softcap)
+        return summed * factor
+
+
+def model_inputs(inputs: Inputs) -> dict[str, Any]:
+    """What the model is called with. No mask, no cache: both would mix packed documents."""
+    return {
+        "input_ids": inputs.input_ids,
+        "position_ids": inputs.position_ids,
+        "use_cache": False,
+        **attention_inputs(inputs.cu_seqlens, inputs.longest),
+    }
+
+
+def hidden_states(model: Any, inputs: Inputs) -> Tensor:
+    """What enters the LM head, one row per position."""
+    out: Tensor = model.base_model(**model_inputs(inputs)).last_hidden_state
+    return out.reshape(-1, out.shape[-1])
+
+
+def full_loss(model: Any, inputs: Inputs) -> Tensor:
+    """transformers' own loss over all positions, summed."""
+    labels = torch.full_like(inputs.input_ids.view(-1), -100)
+    labels = torch.cat([labels, labels[:2]])  # position i+1 is the target of i; unused: the end
+    labels[inputs.keep + 1] = inputs.targets
+    labels = labels[: inputs.input_ids.numel()].view(inputs.input_ids.shape)
+    loss: Tensor = model(**model_inputs(inputs), labels=labels, num_items_in_batch=1).loss
+    return loss
+
+
+def _update(stepper: Stepper, loss: Tensor, scale: float, learning_rate: float) -> Outcome:
+    """Clip by the global norm and move the weights, unless loss or norm is not finite."""
+    gradients = [p.grad for p in stepper.update.parameters if p.grad is not None]
+    norms = torch._foreach_norm(gradients, 2, dtype=torch.float32)
+    norm = torch.linalg.vector_norm(torch.stack(norms)) / scale
+    del gradients, norms
+    divisor = torch.full_like(norm, scale)
+    if stepper.max_grad_norm:
+        divisor = divisor * ((norm + CLIP_EPSILON) / stepper.max_grad_norm).clamp(min=1.0)
+    skip = (~(norm.isfinite() & loss.isfinite())).float()
+    divisor = torch.where(skip.bool(), torch.ones_like(divisor), divisor)
+    stepper.update.step(learning_rate=learning_rate, divisor=divisor, skip=skip)
+    stepper.update.clear()
+    if stepper.scale is not None:
+        stepper.scale.seen(overflow=bool(skip))
+    return Outcome(loss=loss, grad_norm=norm, skipped=skip)
+
+
+def _sum_over_ranks(stepper: Stepper, total: Tensor) -> None:
+    """Sum loss and gradients: each rank's loss was divided by the targets of all of them."""
+    distributed.all_reduce(total)
+    waiting: list[Tensor] = []
+    size = 0
+    for parameter in stepper.update.parameters:
+        if parameter.grad is None:  # every rank has to take part
+            parameter.grad = torch.zeros_like(parameter)
+        waiting.append(parameter.grad)
+        size += parameter.numel()
+        if size >= REDUCE_ELEMENTS:
+            _sum_together(waiting)
+            waiting, size = [], 0
+    if waiting:
+        _sum_together(waiting)
+
+
+def _sum_together(gradients: list[Tensor]) -> None:
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    distributed.all_reduce(flat)
+    start = 0
+    for gradient in gradients:
+        gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
+        start += gradient.numel()
