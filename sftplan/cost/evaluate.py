@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from sftplan.cost.time import step_time
 from sftplan.facts.strategy import Allocator, Offload
 from sftplan.step.batch import full_batch
 from sftplan.step.repeat import MIDDLE, Events, expand, multiplicity
+from sftplan.step.shard import sharding_saves_bytes
 from sftplan.step.simulate import STEADY_PASSES, few_layers, simulate, steady
 from sftplan.step.tape import BEFORE_HOPPER, HOPPER, Chip, Tape
 from sftplan.units import GIB
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 HOPPER_CAPABILITY = 9.0
 QUICK_LAYERS = 8
+QUICK_RATIO = 4
 # Driver memory of NCCL's communicators and buffers. "1-2 GiB, more with more GPUs" on A100s:
 # stas00/ml-engineering, 2026-08; not measured on other cards yet.
 NCCL_BYTES = GIB
@@ -37,6 +40,23 @@ def chip_of(gpu: Gpu) -> Chip:
     capability = gpu.compute_capability
     recent = capability is not None and capability >= HOPPER_CAPABILITY
     return HOPPER if recent else BEFORE_HOPPER
+
+
+def _speed_key(hardware: Hardware) -> tuple[object, ...]:
+    """All that a step's time depends on; offers of several clouds share it."""
+    rates = hardware.rates
+    return (
+        hardware.gpu.name,
+        hardware.gpus_per_node,
+        hardware.num_nodes,
+        hardware.internode_bytes_per_s,
+        rates.matmul_fraction,
+        rates.hbm_fraction,
+        rates.dispatch_scale,
+        rates.allreduce_fraction,
+        rates.pcie_fraction,
+        rates.host_bytes_per_s,
+    )
 
 
 class Tapes:
@@ -90,6 +110,7 @@ class Evaluator:
         self._multiplicity = (
             {} if self._few is None else {MIDDLE: multiplicity(MIDDLE, model.num_layers)}
         )
+        self._times: dict[tuple[Strategy, tuple[object, ...]], StepTime] = {}
         self._allocated: dict[tuple[Strategy, Chip], int] = {}
         self._peaks: dict[tuple[Strategy, Chip], Peaks] = {}
 
@@ -98,10 +119,30 @@ class Evaluator:
         return self._bound(strategy, chip_of(hardware.gpu)) + self._outside_bytes(hardware)
 
     def _bound(self, strategy: Strategy, chip: Chip) -> int:
+        if self.quick:
+            return self._quick_bound(replace(strategy, allocator=Allocator.EXPANDABLE))
+        return self._simulated_bound(strategy, chip)
+
+    def _simulated_bound(self, strategy: Strategy, chip: Chip) -> int:
         key = (strategy, chip)
         if key not in self._allocated:
             self._allocated[key] = allocated_bound_bytes(self._tape(*key), self._multiplicity)
         return self._allocated[key]
+
+    def _quick_bound(self, strategy: Strategy) -> int:
+        """Between micro-batches of 1, 4, 16 ... rows on the chord: peaks are convex, so not below."""
+        if strategy.zero and strategy.offload is Offload.NONE:
+            whole = self._quick_bound(replace(strategy, zero=0))
+            return whole - sharding_saves_bytes(self.model, strategy, self.num_gpus)
+        rows = strategy.micro_batch
+        below = QUICK_RATIO ** int(math.log(rows, QUICK_RATIO) + 1e-9)
+        many = min(strategy.accumulation, STEADY_PASSES)
+        ends = [
+            self._simulated_bound(replace(strategy, micro_batch=size, accumulation=many), HOPPER)
+            for size in ((below,) if below == rows else (below, below * QUICK_RATIO))
+        ]
+        slope = (ends[-1] - ends[0]) / (below * (QUICK_RATIO - 1))
+        return ends[0] + round(slope * (rows - below))
 
     def step_seconds(self, strategy: Strategy, hardware: Hardware) -> float:
         """Seconds of one optimizer step."""
@@ -111,9 +152,14 @@ class Evaluator:
 
     def _time(self, strategy: Strategy, hardware: Hardware) -> StepTime:
         """Sharding and the chip change who holds what, not the work: one tape serves all."""
-        alike = replace(strategy, zero=0, offload=Offload.NONE)
-        tape = self._tape(alike, HOPPER)
-        return step_time(tape, self._multiplicity, strategy, self.workload, self.model, hardware)
+        key = (strategy, _speed_key(hardware))
+        if key not in self._times:
+            alike = replace(strategy, zero=0, offload=Offload.NONE)
+            tape, times = self._tape(alike, HOPPER), self._multiplicity
+            self._times[key] = step_time(
+                tape, times, strategy, self.workload, self.model, hardware
+            )
+        return self._times[key]
 
     def estimate(self, strategy: Strategy, hardware: Hardware) -> Estimate:
         """Everything, with the allocator replayed."""

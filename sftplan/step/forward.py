@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sftplan.facts.params import parameters
-from sftplan.facts.strategy import Checkpointing
+from sftplan.facts.strategy import Attention, Checkpointing
 from sftplan.step.blocks import BLOCKS
 from sftplan.step.blocks.compiled import can_compile, compiled_layer
 from sftplan.step.blocks.context import Context, rotary_tables
@@ -78,7 +78,8 @@ def hidden_states(
     context = Context(model=model, strategy=strategy, tables=tables, documents=documents)
     x = tokens if positions is None else add(tape, tokens, positions)
     x = dropout(tape, x, model.embedding_dropout)
-    compiles = strategy.compile and can_compile(model)
+    eager = strategy.attention is Attention.EAGER
+    compiles = strategy.compile and can_compile(model) and not eager
     block = compiled_layer if compiles else BLOCKS[model.family]
     for number, layer in enumerate(weights.layers):
         tape.mark("forward", number)
