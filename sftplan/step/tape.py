@@ -21,7 +21,8 @@ LEAF_SEQUENCE = float("inf")  # AccumulateGrad runs as soon as its gradient is t
 class Work(NamedTuple):
     """What a kernel has to do: `flops` on the units of `dtype`, `nbytes` to and from memory.
 
-    `shape` is the product's or the attention's; of a pointwise kernel how it reads: MIXED, STRIDED or ().
+    `shape` is the product's or the attention's; of a pointwise kernel, how it reads: MIXED, BROADCAST,
+    STRIDED or ().
     """
 
     kind: str
@@ -55,7 +56,8 @@ class LayerHooks(Protocol):
 
 
 MIXED = (1,)  # operands of several types: not vectorised
-STRIDED = (2,)  # broadcast or in another memory order: every index computed
+BROADCAST = (2,)  # operands of several shapes: every index computed
+STRIDED = (3,)  # operands in another memory order, likewise
 LT_WORKSPACE_BYTES = MIB  # CUDABlas.cpp, _parseChosenWorkspaceSize of cuBLASLt
 HOPPER = Chip()
 BEFORE_HOPPER = Chip(workspace_bytes=8320 * KIB, has_cudnn_attention=False)
@@ -281,8 +283,10 @@ class Tape:
         access: tuple[int, ...] = ()
         for x in moved:
             num_bytes += x.nbytes
-            if x.strided or x.shape != shape:
+            if x.strided:
                 access = STRIDED
+            elif x.shape != shape and access != STRIDED:
+                access = BROADCAST
             elif x.dtype is not dtype and not access:
                 access = MIXED
         self.works[-1][1][Work(kind, dtype, 0, num_bytes, access)] += 1

@@ -148,7 +148,7 @@ def test_what_the_h200_was_measured_at() -> None:
     rates = load_hardware("h200-sxm").rates
     assert (rates.context_bytes, rates.device_bytes) == (804_061_184, 644_939_776)
     assert rates.sources["context_bytes"] is Source.MEASURED
-    assert rates.sources["hbm_fraction"] is Source.ASSUMED
+    assert rates.sources["hbm_fraction"] is Source.MEASURED
 
 
 def test_names_are_forgiving() -> None:

@@ -1,0 +1,99 @@
+"""Seconds of collectives, copies to the host, and the optimizer on the host; bytes in, seconds out.
+
+A ring of n ranks moves (n-1)/n of the payload over each link for a gather or a reduce-scatter, twice that
+for an all-reduce (nccl-tests, doc/PERFORMANCE.md).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sftplan.facts.hardware import Hardware
+
+HOP_S = 5e-6  # one step of a ring within a node; assumed
+NODE_LINK_BYTES_PER_S = 12.5e9  # 100 Gb/s Ethernet per GPU, where a profile does not say; assumed
+CPU_ADAM_BYTES_PER_PARAMETER = (
+    30  # fp32 p, m, v read and written, gradient read, 2-byte weight written
+)
+# DeepSpeed's CPU Adam by the core: gpt2-large, ZeRO-2 with the optimizer on 16 cores beside an H200, 0.60 s a
+# step, of which 0.37 s are neither GPU nor copies (2026-11); one point.
+CPU_ADAM_BYTES_PER_S_PER_CORE = 4.0e9
+
+
+def all_gather_s(nbytes: float, ranks: int, bytes_per_s: float) -> float:
+    """Every rank gets the whole payload of `nbytes`, of which it has 1/n; a reduce-scatter takes as long.
+
+    (n-1)/n · S/B + (n-1)·α
+
+    >>> round(all_gather_s(8e9, 8, 350e9), 4)
+    0.02
+    """
+    if ranks < 2:
+        return 0.0
+    return (ranks - 1) / ranks * nbytes / bytes_per_s + (ranks - 1) * HOP_S
+
+
+reduce_scatter_s = all_gather_s
+
+
+def all_reduce_s(nbytes: float, ranks: int, bytes_per_s: float) -> float:
+    """A reduce-scatter, then an all-gather.
+
+    2·(n-1)/n · S/B + 2·(n-1)·α
+
+    >>> round(all_reduce_s(8e9, 8, 350e9), 4)
+    0.0401
+    """
+    return 2 * all_gather_s(nbytes, ranks, bytes_per_s)
+
+
+def copy_s(nbytes: float, bytes_per_s: float) -> float:
+    """A pinned copy over the host link.
+
+    >>> round(copy_s(1.1e9, 55.4e9), 3)
+    0.02
+    """
+    return nbytes / bytes_per_s
+
+
+def cpu_adam_s(parameters: float, bytes_per_s: float) -> float:
+    """AdamW on the host, bound by its memory: 30·P / B.
+
+    >>> round(cpu_adam_s(774_030_080, 64e9), 3)
+    0.363
+    """
+    return CPU_ADAM_BYTES_PER_PARAMETER * parameters / bytes_per_s
+
+
+def exposed_s(seconds: float, hidden_behind: float, pieces: int = 1) -> float:
+    """What of a transfer in `pieces` cannot hide: the last piece never can.
+
+    max(t - T, t / pieces)
+
+    >>> exposed_s(4.0, 10.0, pieces=8), exposed_s(4.0, 1.0, pieces=8)
+    (0.5, 3.0)
+    """
+    return max(seconds - hidden_behind, seconds / pieces) if seconds else 0.0
+
+
+def link_bytes_per_s(hardware: Hardware) -> float:
+    """What a ring over all GPUs reaches in one direction: the slowest of its links."""
+    gpu, rates = hardware.gpu, hardware.rates
+    inside = (gpu.nvlink_bytes_per_s or gpu.pcie_bytes_per_s) * rates.allreduce_fraction
+    if hardware.num_nodes < 2:
+        return inside
+    between = hardware.internode_bytes_per_s or NODE_LINK_BYTES_PER_S
+    return min(inside, between * rates.allreduce_fraction)
+
+
+def host_link_bytes_per_s(hardware: Hardware) -> float:
+    """Pinned copies between one GPU and its host, in one direction."""
+    return hardware.gpu.pcie_bytes_per_s * hardware.rates.pcie_fraction
+
+
+def cpu_adam_bytes_per_s(hardware: Hardware) -> float:
+    """Host memory as CPU Adam reaches it, all ranks of a node together: its bandwidth, or its cores."""
+    bandwidth = hardware.rates.host_bytes_per_s
+    cores = hardware.host.num_cpus
+    return bandwidth if cores is None else min(bandwidth, cores * CPU_ADAM_BYTES_PER_S_PER_CORE)

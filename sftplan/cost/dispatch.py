@@ -1,0 +1,102 @@
+"""Seconds that the host needs to dispatch the operations of a step: Python, PyTorch, the driver.
+
+Medians on the reference host (16 cores of an Intel Xeon beside one H200, driver 580.159.04, torch 2.11+cu130,
+transformers 5.17, 2026-11-23); `Rates.dispatch_scale` scales all of them. One host differs from the next,
+and from itself an hour later, by a quarter.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+MICRO = 1e-6
+
+# Forward, µs an operation in a chain that records a graph (tests/bench/h200_dispatch.py: "forward per link",
+# else "forward"); mean of fp32 and bf16. ReLU, tanh and sigmoid as GELU.
+FORWARD_US: dict[str, float] = {
+    "add": 9.2, "mul": 10.0, "linear": 19.5, "layer_norm": 14.6, "gelu": 8.8, "silu": 8.8, "relu": 8.8,
+    "tanh": 8.8, "sigmoid": 8.8, "dropout": 13.3, "view": 4.6, "transpose": 4.4, "split": 7.0,
+    "slice": 4.0, "attention": 26.3, "embedding": 12.6, "cast": 11.9, "pow": 8.4, "mean": 10.7,
+    "rsqrt": 9.4, "cat": 10.8, "neg": 8.7, "softmax": 9.6, "clone": 14.0, "bmm": 26.0,
+    "log_softmax": 12.0, "nll_loss": 9.0,
+}  # fmt: skip
+OTHER_US = 11.0  # an operation that was not measured by itself
+
+# What a block costs beyond its operations and kernels. Least absolute deviations over the forward and backward
+# passes of 32 cases at 4 and at 16 layers: 7 families, 2 to 4 precisions, checkpointed or not, so narrow that the
+# GPU never holds the host up (tests/bench/h200_host.py). Mean deviation 17 %; single cases up to twice.
+MODULE_CALL_S = (
+    25e-6  # a module's call, hooks looked up, keyword arguments, the modelling code's own lines
+)
+FIXED_MODULES = (
+    4  # of a block, beside linear layers, norms and dropouts: itself, attention, MLP, activation
+)
+NODE_S = 9e-6  # the engine's turn of a node of the backward pass
+LAUNCH_S = 13e-6  # a kernel of the backward pass, with what it allocates
+CHECKPOINT_FORWARD_S = (
+    0.80e-3  # a checkpointed call: the generator's state saved, hooks around kept tensors
+)
+CHECKPOINT_BACKWARD_S = (
+    0.80e-3  # the state set and restored, tensors found again; operations not included
+)
+MODEL_FORWARD_S = 1.25e-3  # around the blocks: masks, positions, autocast, the loss's own lines
+
+# A compiled block: guards and the wrapper of its graph, forward and backward. Assumed: tens of µs a call.
+COMPILED_CALL_S = 60e-6
+COMPILED = "compiled"
+VIEWS = frozenset(("view", "transpose", "split", "slice"))  # launch nothing
+
+# Per parameter tensor: phases of the running loop of gpt2-large (436 tensors), foreach calls over 400 tensors.
+ADAMW_TENSOR_S = 5.6e-6
+ZERO_GRAD_TENSOR_S = 1.8e-6
+CLIP_TENSOR_S = 3.5e-6
+SCALER_TENSOR_S = 7e-6  # GradScaler: unscale_ and the check that step waits for
+
+_NORMS = ("layer_norm", "rsqrt")
+
+
+def forward_s(hosts: Counter[str]) -> float:
+    """Operations of a stretch of the forward pass, with the modules around them.
+
+    Σ ops + (linear layers + norms + dropouts + 4)·call of a module
+
+    >>> from collections import Counter
+    >>> round(1e6 * forward_s(Counter(linear=4, layer_norm=2, add=2, dropout=2)))
+    452
+    """
+    total = 0.0
+    for name, count in hosts.items():
+        if name == COMPILED:
+            total += count * COMPILED_CALL_S
+        elif name == "checkpoint":
+            total += count * CHECKPOINT_FORWARD_S
+        elif not name.endswith("*"):
+            total += count * FORWARD_US.get(name, OTHER_US) * MICRO
+    return total + _modules(hosts) * MODULE_CALL_S
+
+
+def _modules(hosts: Counter[str]) -> int:
+    leaves = hosts["linear"] + hosts["dropout"] + sum(hosts[name] for name in _NORMS)
+    return leaves + FIXED_MODULES if leaves else 0
+
+
+def backward_s(hosts: Counter[str], kernels: int) -> float:
+    """Nodes and kernels of a stretch of the backward pass; what is computed again counts as forward.
+
+    nodes·turn + kernels·launch, and of a checkpointed call its operations and what surrounds them
+
+    >>> from collections import Counter
+    >>> round(1e6 * backward_s(Counter({"linear*": 1, "AccumulateGrad*": 2, "view*": 1}), 3))
+    75
+    """
+    again: Counter[str] = Counter()
+    nodes = 0
+    for name, count in hosts.items():
+        if name.endswith("*"):
+            nodes += count
+        else:
+            again[name] = count
+    if again:
+        kernels = max(0, kernels - sum(c for name, c in again.items() if name not in VIEWS))
+    total = nodes * NODE_S + kernels * LAUNCH_S + hosts[COMPILED + "*"] * COMPILED_CALL_S
+    return total + (forward_s(again) + CHECKPOINT_BACKWARD_S if again else 0.0)

@@ -1,0 +1,102 @@
+"""Seconds of each kernel on a GPU: what it computes and what it moves, at measured shares of the rates.
+
+Shares from CUDA-event medians (tests/bench/h200_membound.py) and from the kernels of five profiled steps on
+one H200 (driver 580.159.04, torch 2.11+cu130, transformers 5.17, 2026-11-23); streaming is 4.40 TB/s there.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sftplan.cost.device import REFERENCE_FP32_FLOPS_PER_S, REFERENCE_WAVE_FLOPS_PER_S
+from sftplan.cost.products import CUDNN, EFFICIENT_FP32, FLASH, MASKED, product_s
+from sftplan.step.tape import BROADCAST, MIXED, STRIDED
+from sftplan.step.tensor import DType
+
+if TYPE_CHECKING:
+    from sftplan.cost.device import Device
+    from sftplan.step.tape import Work
+
+GAP_S = 1.0e-6  # between kernels of a full queue: a profiled step's length less its kernels, over 3,499 kernels
+RAMP_S = 1.0e-6  # a kernel that moves next to nothing: profiles show 1.0 to 1.2 µs
+SUM_START_S = 6e-6  # sums over rows clear a buffer and pass partial sums through memory
+
+COMPUTE_KINDS = frozenset(
+    ("linear", "bmm", "grouped", "flash", "flash_backward", "efficient", "efficient_backward")
+)
+
+# Shares of the streaming bandwidth: in fp32, in a two-byte type.
+STREAMING = (1.0, 1.0)  # add, mul, tanh, GELU, SiLU: 4.2 to 4.4 TB/s
+MIXED_TYPES = (0.59, 0.59)  # 2.6: bf16 with fp32, not vectorised
+INDEXED = (0.55, 0.375)  # 2.4, 1.65: broadcast or strided operands
+ACCESS: dict[tuple[int, ...], tuple[float, float]] = {
+    MIXED: MIXED_TYPES,
+    BROADCAST: INDEXED,
+    STRIDED: INDEXED,
+}
+FRACTIONS: dict[str, tuple[float, float]] = {
+    "cast": (0.49, 0.98),  # 2.16 to fp32 (not vectorised), 4.35 to bf16
+    "dropout": (0.81, 0.81),  # 3.05 forward, 4.3 backward: their mean
+    "layer_norm": (0.66, 0.45),
+    "layer_norm_weight": (0.44, 0.23),
+    "sum": (0.50, 0.50),
+    "mean": (0.70, 0.70),
+    "log_softmax": (0.51, 0.51),  # reads its input twice
+    "log_softmax_backward": (0.65, 0.65),
+    "softmax": (0.51, 0.51),  # as log_softmax: the same kernels
+    "zero": (1.05, 0.75),
+    "adamw": (0.80, 0.62),
+    "norm": (0.75, 0.51),
+    "clip": (0.80, 0.80),
+    "embedding": (0.25, 0.25),  # rows gathered fast; gradients sorted and summed slowly
+    "index": (0.25, 0.25),
+    # Inductor's kernels, of twice what they write: operands read again, two-pass reductions, random numbers.
+    # From four compiled steps of gpt2-large, packed rows of 1024 (63,500 to 83,300 tokens/s, 2026-11).
+    "fused": (0.33, 0.33),
+}
+STRIDED_FRACTIONS: dict[str, tuple[float, float]] = {"cat": (0.40, 0.40), "copy": (0.45, 0.45)}
+
+
+def kernel_s(work: Work, device: Device, *, dropout: bool = False) -> float:
+    """Seconds that a kernel keeps the GPU busy, the gap before it included.
+
+    `dropout`: whether attention drops.
+    """
+    if work.kind not in COMPUTE_KINDS:
+        return GAP_S + pointwise_s(work, device)
+    if "flash" in work.kind or "efficient" in work.kind:
+        return GAP_S + attention_s(work, device, dropout=dropout)
+    batch, m, n, k = work.shape if len(work.shape) == 4 else (1, *work.shape)
+    rate = device.flops_per_s(work.dtype)
+    return GAP_S + product_s(m, n, k, batch, work.dtype.size, rate, device.bytes_per_s)
+
+
+def pointwise_s(work: Work, device: Device) -> float:
+    """ramp + bytes / (bandwidth · share of the kind)."""
+    start = SUM_START_S if work.kind == "sum" else RAMP_S
+    return start + work.nbytes / (device.bytes_per_s * fraction(work))
+
+
+def fraction(work: Work) -> float:
+    """The share of the streaming bandwidth that a kind reaches in its type."""
+    shares = FRACTIONS.get(work.kind)
+    if shares is None:
+        if work.kind in ("cat", "copy"):  # parts differ in shape as a rule: only their order counts
+            shares = STRIDED_FRACTIONS[work.kind] if work.shape == STRIDED else STREAMING
+        else:
+            shares = ACCESS.get(work.shape, STREAMING)
+    return shares[0] if work.dtype.size == 4 else shares[1]
+
+
+def attention_s(work: Work, device: Device, *, dropout: bool) -> float:
+    """Scores and elements at the rates of the kernel that PyTorch takes, scaled by the products' rate."""
+    heads, rows, head_dim, columns = work.shape
+    if "efficient" in work.kind:
+        table = EFFICIENT_FP32 if work.dtype is DType.FP32 else MASKED
+    else:
+        table = CUDNN if device.has_cudnn_attention and columns == rows else FLASH
+    rate = table["backward" in work.kind]
+    seconds = rate.seconds(heads, rows, head_dim, columns, dropout=dropout)
+    full = work.dtype is DType.FP32
+    reference = REFERENCE_FP32_FLOPS_PER_S if full else REFERENCE_WAVE_FLOPS_PER_S
+    return seconds * reference / device.flops_per_s(work.dtype)

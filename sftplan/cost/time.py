@@ -1,0 +1,297 @@
+"""Seconds of one optimizer step, read off its tape: what the GPU works, what the host dispatches.
+
+Both clocks run side by side: the host issues operations, the GPU takes each when it is issued and the one before
+is done. Small batches end with the host's clock, large ones with the GPU's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from sftplan.cost import comm, dispatch
+from sftplan.cost.device import device_of
+from sftplan.cost.estimate import StepTime
+from sftplan.cost.kernels import COMPUTE_KINDS, fraction, kernel_s
+from sftplan.facts.strategy import Attention, Offload, Precision
+
+if TYPE_CHECKING:
+    from collections import Counter
+    from collections.abc import Mapping
+
+    from sftplan.cost.device import Device
+    from sftplan.facts.hardware import Hardware
+    from sftplan.facts.model import ModelShape
+    from sftplan.facts.strategy import Strategy
+    from sftplan.facts.workload import Workload
+    from sftplan.step.tape import Tape, Work
+
+# Compiling block by block: the first step of gpt2-large takes 13 s (H200, torch 2.11, 2026-11), 72 to 78 s whole.
+COMPILE_S = 13.0
+LOW_WEIGHTS = (Precision.BF16_TRUE, Precision.BF16_MASTER)
+BUCKETS = 16  # pieces in which gradients travel while the backward pass goes on; at least
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A stretch of a pass, `times` over: seconds of the host, seconds and kernels of the GPU."""
+
+    phase: str
+    times: int
+    host_s: float
+    compute_s: float
+    memory_s: float
+    kernels: int
+    tensors: int  # gradients that become ready in it
+
+
+@dataclass(slots=True)
+class Clocks:
+    """When the host has issued all so far, and when the GPU has done it; seconds from the step's start."""
+
+    host_s: float = 0.0
+    gpu_s: float = 0.0
+
+    def run(self, segment: Segment) -> None:
+        """Kernels are spread evenly over what the host issues.
+
+        gpu = max(gpu + n·g, host + h/k + n·g, host + n·h + g/k)   n times, k kernels
+
+        >>> clocks = Clocks()
+        >>> clocks.run(Segment("forward", 10, 1.0, 4.0, 0.0, 4, 0))  # bound by the GPU
+        >>> (clocks.host_s, clocks.gpu_s)
+        (10.0, 40.25)
+        """
+        host = segment.host_s * segment.times
+        if segment.kernels:
+            each = segment.compute_s + segment.memory_s
+            gpu = each * segment.times
+            self.gpu_s = max(
+                self.gpu_s + gpu,
+                self.host_s + segment.host_s / segment.kernels + gpu,
+                self.host_s + host + each / segment.kernels,
+            )
+        self.host_s += host
+
+
+def startup_s(strategy: Strategy) -> float:
+    """Seconds before the first step runs as all later ones do: compilation."""
+    return COMPILE_S if strategy.compile else 0.0
+
+
+def step_time(
+    tape: Tape,
+    multiplicity: Mapping[int, int],
+    strategy: Strategy,
+    workload: Workload | None,
+    model: ModelShape,
+    hardware: Hardware,
+) -> StepTime:
+    """Seconds of one step. `multiplicity` tells for how many layers a layer of the tape stands.
+
+    step = compute + memory + dispatch + optimizer + communication + offload: the kernels of all passes that
+    are bound by arithmetic and by memory; what the passes take beyond them, waiting for the host;
+    from the last gradient to the end; and of transfers only what nothing hides. The tape is one
+    rank's without sharding; `strategy.zero` and `.offload` move the optimizer and add transfers.
+    """
+    device = _device(strategy, hardware)
+    passes, numbers = _step(tape)
+    drops = _attention_drops(strategy, model)
+    priced = [_segments(tape, one, multiplicity, device, drops=drops) for one in passes]
+    priced += [priced[-1]] * (strategy.accumulation - len(priced))
+    busy = [segment for one in priced for segment in one]
+    clocks = Clocks()
+    for segment in busy:
+        clocks.run(segment)
+    passed = clocks.gpu_s
+    compute = sum(s.compute_s * s.times for s in busy)
+    memory = sum(s.memory_s * s.times for s in busy)
+    weight_bytes = _weight_bytes(tape, multiplicity)
+    share = weight_bytes / _weight_bytes(tape, None)
+    tensors = sum(s.tensors * s.times for s in priced[-1])
+    update = _Update(tape, numbers, share, tensors, strategy, device)
+    updated = update.run(clocks, hardware.num_gpus)
+    transfers = _Transfers(weight_bytes, strategy, hardware, _backward_s(busy))
+    communication, offload = transfers.communication_s(), transfers.offload_s()
+    return StepTime(
+        step_s=passed + updated + communication + offload,
+        compute_s=compute,
+        memory_s=memory,
+        dispatch_s=passed - compute - memory,
+        communication_s=communication,
+        offload_s=offload,
+        optimizer_s=updated,
+        startup_s=startup_s(strategy),
+    )
+
+
+def _device(strategy: Strategy, hardware: Hardware) -> Device:
+    device = device_of(hardware)
+    varlen = strategy.attention is Attention.VARLEN  # has a kernel of its own
+    return replace(device, has_cudnn_attention=False) if varlen else device
+
+
+def _backward_s(segments: list[Segment]) -> float:
+    return sum((s.compute_s + s.memory_s) * s.times for s in segments if s.phase == "backward")
+
+
+def _attention_drops(strategy: Strategy, model: ModelShape) -> bool:
+    chosen = strategy.attention_dropout
+    return (model.attention_dropout if chosen == "model" else chosen) > 0
+
+
+def _step(tape: Tape) -> tuple[list[list[int]], list[int]]:
+    """Numbers of the segments of each pass of the last step on the tape, and of what follows them."""
+    labels = [label for label, _ in tape.works]
+    start = labels.index("settled") if "settled" in labels else labels.index("zero_grad")
+    passes: list[list[int]] = []
+    update: list[int] = []
+    for number in range(start + 1, len(labels)):
+        label = labels[number]
+        if label == "forward":
+            passes.append([])
+        phase = label.partition(" ")[0]
+        if phase in ("forward", "backward"):
+            passes[-1].append(number)
+        else:
+            update.append(number)
+    return passes, update
+
+
+def _segments(
+    tape: Tape, numbers: list[int], multiplicity: Mapping[int, int], device: Device, *, drops: bool
+) -> list[Segment]:
+    out = []
+    for number in numbers:
+        label, works = tape.works[number]
+        phase, _, layer = label.partition(" ")
+        times = multiplicity.get(int(layer), 1) if layer.isdigit() else 1
+        compute, memory, kernels = _busy(works, device, drops=drops)
+        hosts = tape.hosts[number]
+        if phase == "forward":
+            host = dispatch.forward_s(hosts) + (0.0 if layer else dispatch.MODEL_FORWARD_S)
+        else:
+            host = dispatch.backward_s(hosts, kernels)
+        host *= device.dispatch_scale
+        tensors = hosts["AccumulateGrad*"]
+        out.append(Segment(phase, times, host, compute, memory, kernels, tensors))
+    return out
+
+
+def _busy(works: Counter[Work], device: Device, *, drops: bool) -> tuple[float, float, int]:
+    """Seconds of kernels bound by arithmetic, seconds of the others, and how many kernels."""
+    compute = memory = 0.0
+    kernels = 0
+    for work, count in works.items():
+        seconds = count * kernel_s(work, device, dropout=drops)
+        if work.kind in COMPUTE_KINDS:
+            compute += seconds
+        else:
+            memory += seconds
+        kernels += count
+    return compute, memory, kernels
+
+
+def _weight_bytes(tape: Tape, multiplicity: Mapping[int, int] | None) -> int:
+    """Bytes of the weights that the model is built with, each layer of the tape for all it stands for."""
+    total = 0
+    stop = next(position for position, label in tape.marks if label != "start")
+    for event in tape.events[:stop]:
+        if event >= 0 and tape.kinds[event] == "weights":
+            owner = tape.owners[event]
+            times = 1 if owner is None or multiplicity is None else multiplicity.get(owner, 1)
+            total += tape.sizes[event] * times
+    return total
+
+
+class _Update:
+    """Clipping and the optimizer: foreach kernels over all tensors, so bytes count, not launches."""
+
+    def __init__(
+        self,
+        tape: Tape,
+        numbers: list[int],
+        share: float,
+        tensors: int,
+        strategy: Strategy,
+        device: Device,
+    ) -> None:
+        self.strategy = strategy
+        self.device = device
+        self.tensors = tensors * device.dispatch_scale
+        self.seconds: dict[str, float] = {}
+        for number in numbers:
+            for work, count in tape.works[number][1].items():
+                rate = device.bytes_per_s * fraction(work)
+                seconds = share * count * work.nbytes / rate
+                self.seconds[work.kind] = self.seconds.get(work.kind, 0.0) + seconds
+
+    def run(self, clocks: Clocks, ranks: int) -> float:
+        """Seconds from the last gradient to the end of the step, on this GPU and its host."""
+        strategy, passed = self.strategy, clocks.gpu_s
+        adamw = self.seconds.pop("adamw", 0.0)
+        if strategy.precision is Precision.FP16_MIXED:  # gradients read and written: 2 of AdamW's 7
+            clocks.host_s += self.tensors * dispatch.SCALER_TENSOR_S
+            clocks.gpu_s = max(clocks.gpu_s, clocks.host_s) + adamw * 2 / 7
+            clocks.host_s = clocks.gpu_s  # step() waits for the check
+        if strategy.max_grad_norm:
+            clocks.host_s += self.tensors * dispatch.CLIP_TENSOR_S
+            clocks.gpu_s = max(clocks.gpu_s, clocks.host_s)
+        clocks.gpu_s += sum(self.seconds.values()) / (ranks if strategy.zero >= 2 else 1)
+        if strategy.offload is Offload.NONE:
+            clocks.host_s += self.tensors * dispatch.ADAMW_TENSOR_S
+            clocks.gpu_s = max(clocks.gpu_s, clocks.host_s)
+            clocks.gpu_s += adamw / (ranks if strategy.zero else 1)
+        clocks.host_s += self.tensors * dispatch.ZERO_GRAD_TENSOR_S
+        return max(clocks.gpu_s, clocks.host_s) - passed
+
+
+class _Transfers:
+    """What travels between GPUs and to the host in a step, and what of it nothing hides.
+
+    Gradients and weights in the weights' type: stage 0 and 1 reduce once a step, 2 and 3 every pass;
+    1 and 2 gather the new weights after the step, 3 before each use.
+    """
+
+    def __init__(
+        self, weight_bytes: int, strategy: Strategy, hardware: Hardware, backward_s: float
+    ) -> None:
+        self.bytes = weight_bytes
+        self.strategy = strategy
+        self.hardware = hardware
+        self.backward_s = backward_s
+        self.parameters = weight_bytes / (2 if strategy.precision in LOW_WEIGHTS else 4)
+
+    def communication_s(self) -> float:
+        """Collectives beyond what the passes hide."""
+        ranks, zero = self.hardware.num_gpus, self.strategy.zero
+        if ranks < 2:
+            return 0.0
+        link = comm.link_bytes_per_s(self.hardware)
+        one_way = comm.all_gather_s(self.bytes, ranks, link)
+        passes = self.strategy.accumulation
+        last = self.backward_s / passes
+        if zero == 0:
+            return comm.exposed_s(2 * one_way, last, BUCKETS)
+        if zero == 1:
+            return comm.exposed_s(one_way, last, BUCKETS) + one_way
+        if zero == 2:
+            return passes * comm.exposed_s(one_way, last, BUCKETS) + one_way
+        forward = comm.exposed_s(one_way, last / 2, BUCKETS)
+        return passes * (forward + comm.exposed_s(2 * one_way, last, BUCKETS))
+
+    def offload_s(self) -> float:
+        """Copies beyond what the backward pass hides, and AdamW on the host."""
+        strategy, hardware = self.strategy, self.hardware
+        if strategy.offload is Offload.NONE:
+            return 0.0
+        ranks = hardware.num_gpus
+        link = comm.host_link_bytes_per_s(hardware)
+        copy = comm.copy_s(self.bytes / ranks, link)
+        on_node = self.parameters / ranks * hardware.gpus_per_node
+        adam = comm.cpu_adam_s(on_node, comm.cpu_adam_bytes_per_s(hardware))
+        passes, last = strategy.accumulation, self.backward_s / strategy.accumulation
+        total = passes * comm.exposed_s(copy, last, BUCKETS) + adam + copy
+        if strategy.offload in (Offload.ALL, Offload.NVME):  # weights come for forward and backward
+            total += 2 * passes * comm.exposed_s(copy, last / 2, BUCKETS)
+        return total

@@ -1,0 +1,87 @@
+"""Predicted against measured step times: `python tests/bench/step_time.py TRUTH.csv [...]`.
+
+Columns model, seq, mb, prec, ckpt, attn, accum, clip, step_s of one plain training loop on an H200.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from itertools import combinations
+from pathlib import Path
+
+from sftplan.cost.estimate import StepTime
+from sftplan.cost.time import step_time
+from sftplan.facts.profiles import load_hardware
+from sftplan.facts.resolve import resolve_model
+from sftplan.facts.strategy import Attention, Checkpointing, Precision, Strategy
+from sftplan.step.batch import Batch
+from sftplan.step.repeat import MIDDLE, multiplicity
+from sftplan.step.simulate import few_layers, steady
+
+PRECISIONS = {"fp32": "fp32", "amp": "bf16-mixed", "fp16amp": "fp16-mixed", "bf16": "bf16-true"}
+APART = 1.1  # pairs that differ by less are no test of the order
+
+
+def predicted(row: dict[str, str]) -> StepTime:
+    model = resolve_model(row["model"])
+    strategy = Strategy(
+        precision=Precision(PRECISIONS[row["prec"]]),
+        checkpointing=Checkpointing.FULL if int(row["ckpt"]) else Checkpointing.NONE,
+        micro_batch=int(row["mb"]),
+        accumulation=int(row["accum"] or 1),
+        attention=Attention(row["attn"]),
+        attention_dropout="model",
+        max_grad_norm=float(row["clip"] or 0),
+    )
+    length = int(row["seq"])
+    few = few_layers(model, length)
+    times = {} if few is None else {MIDDLE: multiplicity(MIDDLE, model.num_layers)}
+    tape = steady(
+        few or model, strategy, Batch(rows=strategy.micro_batch, length=length, num_targets=0)
+    )
+    return step_time(tape, times, strategy, None, model, load_hardware("h200-sxm"))
+
+
+def in_order(times: list[tuple[float, float]]) -> float:
+    """The share of pairs, measured more than a tenth apart, whose predictions stand in the same order."""
+    apart = [(a, b) for a, b in combinations(times, 2) if max(a[0], b[0]) > APART * min(a[0], b[0])]
+    return sum((a[0] < b[0]) == (a[1] < b[1]) for a, b in apart) / len(apart)
+
+
+def report(path: Path) -> None:
+    times = []
+    with path.open() as file:
+        for row in csv.DictReader(file):
+            if row["status"] != "ok":
+                continue
+            time, measured = predicted(row), float(row["step_s"])
+            assert time.step_s is not None
+            times.append((measured, time.step_s))
+            what = " ".join(row[k] for k in ("model", "seq", "mb", "prec", "attn", "accum"))
+            parts = (time.compute_s, time.memory_s, time.dispatch_s, time.optimizer_s)
+            shares = " ".join(f"{1e3 * (part or 0.0):7.1f}" for part in parts)
+            error = 100 * (time.step_s / measured - 1)
+            print(
+                f"{what + ' ckpt' * int(row['ckpt']):44s} {1e3 * measured:8.1f} {1e3 * time.step_s:8.1f} ms {error:+6.1f} %  {shares}"
+            )
+    errors = sorted(abs(p / m - 1) for m, p in times)
+    print(
+        f"{path.name}: {len(errors)} rows, mean |error| {100 * sum(errors) / len(errors):.1f} %, median "
+        f"{100 * errors[len(errors) // 2]:.1f} %, worst {100 * errors[-1]:.1f} %; order right in {100 * in_order(times):.1f} % of pairs"
+    )
+
+
+def main() -> None:
+    paths = [Path(argument) for argument in sys.argv[1:]]
+    if not paths:
+        print("skipped: give one or more CSV files of measured step times")
+    for path in paths:
+        if path.exists():
+            report(path)
+        else:
+            print(f"skipped: {path} is not here")
+
+
+if __name__ == "__main__":
+    main()

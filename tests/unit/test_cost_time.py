@@ -1,0 +1,143 @@
+"""Step times: the parts add up, and the knobs move them the right way."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sftplan.cost.time import step_time
+from sftplan.facts.catalogue import builtin
+from sftplan.facts.profiles import load_hardware
+from sftplan.facts.strategy import Attention, Checkpointing, Loss, Offload, Precision, Strategy
+from sftplan.step.batch import Batch
+from sftplan.step.repeat import MIDDLE, multiplicity
+from sftplan.step.simulate import few_layers, simulate, steady
+
+if TYPE_CHECKING:
+    from sftplan.cost.estimate import StepTime
+    from sftplan.facts.hardware import Hardware
+
+H200 = load_hardware("h200-sxm")
+PLAIN = Strategy(micro_batch=8, attention_dropout="model", max_grad_norm=0.0)
+
+
+def timed(
+    strategy: Strategy,
+    model_name: str = "gpt2-large",
+    hardware: Hardware = H200,
+    *,
+    whole: bool = False,
+    documents: tuple[int, ...] = (),
+) -> StepTime:
+    model = builtin(model_name)
+    few = None if whole else few_layers(model, 1024)
+    times = {} if few is None else {MIDDLE: multiplicity(MIDDLE, model.num_layers)}
+    rows = strategy.micro_batch
+    targets = rows * 700 if strategy.loss is not Loss.FULL else 0
+    batch = Batch(rows=rows, length=1024, num_targets=targets, documents=documents)
+    tape = steady(few or model, replace(strategy, zero=0, offload=Offload.NONE), batch)
+    return step_time(tape, times, strategy, None, model, hardware)
+
+
+def seconds(strategy: Strategy, hardware: Hardware = H200) -> float:
+    time = timed(strategy, hardware=hardware)
+    assert time.step_s is not None
+    return time.step_s
+
+
+def parts(time: StepTime) -> float:
+    return sum(
+        part or 0.0
+        for part in (
+            time.compute_s,
+            time.memory_s,
+            time.dispatch_s,
+            time.communication_s,
+            time.offload_s,
+            time.optimizer_s,
+        )
+    )
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+@pytest.mark.parametrize("micro_batch", [1, 8])
+def test_the_parts_add_up(zero: int, micro_batch: int) -> None:
+    eight = replace(H200, gpus_per_node=8)
+    time = timed(replace(PLAIN, zero=zero, micro_batch=micro_batch), hardware=eight)
+    assert time.step_s == pytest.approx(parts(time))
+
+
+def test_a_large_batch_is_bound_by_the_gpu_and_a_small_one_by_the_host() -> None:
+    large, small = timed(PLAIN), timed(replace(PLAIN, micro_batch=1))
+    assert (large.dispatch_s or 0) < 0.02 * (large.step_s or 0)
+    assert (small.dispatch_s or 0) > 0.3 * (small.step_s or 0)
+
+
+def test_measured_steps_of_the_h200_that_are_bound_by_the_gpu() -> None:
+    """One plain loop, torch 2.11, 2026-11. The constants are of single kernels and the gap between them."""
+    assert seconds(PLAIN) == pytest.approx(0.217, rel=0.05)
+    assert seconds(replace(PLAIN, precision=Precision.BF16_TRUE)) == pytest.approx(0.154, rel=0.05)
+    assert seconds(replace(PLAIN, precision=Precision.FP32)) == pytest.approx(1.010, rel=0.05)
+    full = replace(PLAIN, checkpointing=Checkpointing.FULL)
+    assert seconds(full) == pytest.approx(0.287, rel=0.05)
+
+
+def test_compiled_blocks() -> None:
+    """63,500 tokens/s at 8 packed rows, 80,000 at 32, one H200."""
+    packed = replace(
+        PLAIN, attention=Attention.VARLEN, attention_dropout=0.0, loss=Loss.RESPONSE, packing=True,
+        compile=True,
+    )  # fmt: skip
+    for rows, rate in ((8, 63_500), (32, 80_000)):
+        time = timed(replace(packed, micro_batch=rows), documents=(256,) * (4 * rows))
+        assert rows * 1024 / (time.step_s or 1) == pytest.approx(rate, rel=0.15)
+        assert time.startup_s == 13.0
+
+
+@pytest.mark.parametrize("checkpointing", [Checkpointing.NONE, Checkpointing.FULL])
+def test_few_layers_stand_for_all(checkpointing: Checkpointing) -> None:
+    strategy = replace(PLAIN, checkpointing=checkpointing)
+    few, whole = timed(strategy, "gpt2"), timed(strategy, "gpt2", whole=True)
+    assert few.step_s == pytest.approx(whole.step_s, rel=1e-3)
+    assert few.optimizer_s == pytest.approx(whole.optimizer_s, rel=1e-3)
+
+
+def test_the_second_of_two_simulated_steps_is_the_steady_one() -> None:
+    model = builtin("gpt2")
+    strategy = replace(PLAIN, micro_batch=2)
+    batch = Batch(rows=2, length=1024, num_targets=0)
+    two = step_time(simulate(model, strategy, batch), {}, strategy, None, model, H200)
+    one = step_time(steady(model, strategy, batch), {}, strategy, None, model, H200)
+    assert two.step_s == pytest.approx(one.step_s)
+
+
+def test_accumulation_repeats_the_passes_and_not_the_optimizer() -> None:
+    once, four = timed(PLAIN), timed(replace(PLAIN, accumulation=4))
+    assert 3.8 < (four.compute_s or 0) / (once.compute_s or 1) < 4.01
+    assert four.optimizer_s == pytest.approx(once.optimizer_s, rel=0.01)
+
+
+def test_more_is_slower() -> None:
+    assert seconds(PLAIN) < seconds(replace(PLAIN, checkpointing=Checkpointing.FULL))
+    assert seconds(PLAIN) < seconds(replace(PLAIN, max_grad_norm=1.0))
+    assert seconds(replace(PLAIN, attention_dropout=0.0)) < seconds(PLAIN)
+    assert seconds(PLAIN) < seconds(PLAIN, load_hardware("a100-80gb-sxm"))
+    offloaded = replace(PLAIN, zero=2, offload=Offload.OPTIMIZER)
+    everything = replace(PLAIN, zero=3, offload=Offload.ALL)
+    assert seconds(PLAIN) < seconds(offloaded) < seconds(everything)
+
+
+def test_a_slow_host_slows_small_batches_only() -> None:
+    slow = replace(H200, rates=replace(H200.rates, dispatch_scale=1.5))
+    small = replace(PLAIN, micro_batch=1)
+    assert seconds(small, slow) > 1.2 * seconds(small)
+    assert seconds(PLAIN, slow) < 1.02 * seconds(PLAIN)
+
+
+def test_every_profile_has_a_time() -> None:
+    from sftplan.facts.profiles import profile_names
+
+    for name in profile_names():
+        assert seconds(PLAIN, load_hardware(name)) > 0.05
