@@ -21,7 +21,10 @@ def documents(capsys: pytest.CaptureFixture[str], *args: str) -> Any:
     return json.loads(captured.out)
 
 
-def test_the_table_has_every_model_uncut(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_has_every_model_uncut(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
     assert run(["models"]) == 0
     lines = capsys.readouterr().out.splitlines()
 
