@@ -39,33 +39,39 @@ def choose_kernel(
     wanted: Attention, *, device: torch.device, low: torch.dtype, config: Any
 ) -> Kernel:
     """What runs for `wanted` here: varlen needs CUDA, 16-bit products and a head that fits."""
+    if (
+        getattr(config, "attn_logit_softcapping", None) is not None
+        and wanted is not Attention.EAGER
+    ):
+        note = f"{wanted} attention cannot cap scores as this model does: eager attention instead"
+        return Kernel(name="eager", flat=False, note=note)
     if wanted is not Attention.VARLEN:
         return Kernel(name=wanted.value, flat=False)
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    softcap = getattr(config, "attn_logit_softcapping", None)
     if device.type != "cuda":
         reason = "varlen attention needs a GPU"
     elif low not in (torch.float16, torch.bfloat16):
         reason = "varlen attention needs 16-bit products"
     elif head > MAX_HEAD_DIM:
         reason = f"varlen attention has heads of up to {MAX_HEAD_DIM}, this model's have {head}"
-    elif softcap is not None:
-        reason = "varlen attention cannot cap scores as this model does"
-        return Kernel(name="eager", flat=False, note=f"{reason}: eager attention instead")
     else:
-        register()
+        register(low)
         return Kernel(name=VARLEN, flat=True)
     return Kernel(name="sdpa", flat=False, note=f"{reason}: block-diagonal SDPA instead")
 
 
-def register() -> None:
-    """Make `attn_implementation=VARLEN` known to transformers."""
+def register(low: torch.dtype) -> None:
+    """Make `attn_implementation=VARLEN` known to transformers, with products in the type `low`."""
     from transformers import AttentionInterface
 
-    AttentionInterface.register(VARLEN, _varlen)
+    def attend(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
+        return _varlen(low, *args, **kwargs)
+
+    AttentionInterface.register(VARLEN, attend)
 
 
 def _varlen(
+    low: torch.dtype,
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -80,9 +86,6 @@ def _varlen(
 ) -> tuple[torch.Tensor, None]:
     """softmax(QKᵀ)V within each document; (1, H, N, D) in, (1, N, H, D) out."""
     heads, length, size = query.shape[1:]
-    low = query.dtype
-    if torch.is_autocast_enabled(query.device.type):
-        low = torch.get_autocast_dtype(query.device.type)
     q, k, v = (x.transpose(1, 2).reshape(length, -1, size).to(low) for x in (query, key, value))
     options = _options(scaling, sliding_window)
     if k.shape[1] != heads:

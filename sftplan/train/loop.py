@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import distributed
 
+from sftplan.train import stability
 from sftplan.train.evaluate import evaluate
 from sftplan.train.inputs import Ready, prefetched
 from sftplan.train.interrupt import Asked, InterruptedRunError, deferred
 from sftplan.train.saving import save
-from sftplan.train.stability import stop
-from sftplan.train.step import Outcome, scaled_loss, train_step
+from sftplan.train.step import Reading, scaled_loss, train_step
 
 if TYPE_CHECKING:
     from sftplan.train.state import Run
@@ -29,9 +29,8 @@ class _Pending:
 
     number: int  # from 1
     ready: Ready
-    outcome: Outcome
+    reading: Reading  # loss, norm of the gradient, skipped, ranks that want to stop
     learning_rate: float
-    stop: torch.Tensor | None
 
 
 def train(run: Run) -> None:
@@ -46,7 +45,7 @@ def train(run: Run) -> None:
     start = divmod(run.done, run.batches.steps_per_epoch)
     pending: deque[_Pending] = deque()
     source = prefetched(run.batches, run.layout, run.stepper.device, start=start, rank=run.rank)
-    run.meter.restart()
+    run.meter.start()
     with deferred() as asked:
         for ready in source:
             pending.append(_begin(run, ready, asked))
@@ -72,12 +71,12 @@ def _begin(run: Run, ready: Ready, asked: Asked) -> _Pending:
     outcome = train_step(
         run.stepper, ready.inputs, num_targets=ready.step.num_targets, learning_rate=rate
     )
-    stop = None
+    stop = torch.full((), float(asked.by is not None), device=run.stepper.device)
     if run.stepper.world_size > 1:
-        stop = torch.full((), float(asked.by is not None), device=run.stepper.device)
         distributed.all_reduce(stop)
     run.done += 1
-    return _Pending(run.done, ready, outcome, rate, stop)
+    reading = Reading(outcome.loss, outcome.grad_norm, outcome.skipped, stop)
+    return _Pending(run.done, ready, reading, rate)
 
 
 def _is_due(run: Run) -> bool:
@@ -96,8 +95,8 @@ def _saves(run: Run) -> bool:
 
 def _settle(run: Run, pending: _Pending) -> bool:
     """Read a step's numbers, judge them, write them; whether the ranks have agreed to stop."""
-    outcome, step = pending.outcome, pending.ready.step
-    loss, norm, skipped = torch.stack([outcome.loss, outcome.grad_norm, outcome.skipped]).tolist()
+    step = pending.ready.step
+    loss, norm, skipped, stop = pending.reading.values()
     speed = run.meter.seen(step.num_tokens)
     _judge(run, pending, loss, norm, skipped=bool(skipped))
     run.tokens += step.num_tokens
@@ -117,7 +116,7 @@ def _settle(run: Run, pending: _Pending) -> bool:
     if pending.number == run.done and _evaluates(run):
         record |= _evaluated(run, pending.number)
     _write(run, record)
-    return pending.stop is not None and pending.stop.item() > 0
+    return stop > 0
 
 
 def _write(run: Run, record: dict[str, Any]) -> None:
@@ -147,7 +146,7 @@ def _judge(run: Run, pending: _Pending, loss: float, norm: float, *, skipped: bo
     batches = batches or list(pending.ready.step.micro_batches)
     examples = run.batches.examples
     places = [examples[index].place for batch in batches for index in batch.examples]
-    raise stop(reason, step=pending.number, places=places)
+    raise stability.stop(reason, step=pending.number, places=places)
 
 
 def _is_finite(run: Run, inputs: Any) -> bool:

@@ -50,6 +50,12 @@ class Meter:
     warm_seconds: float = 0.0
     warm_tokens: int = 0
 
+    def start(self) -> None:
+        """Steps begin; peaks of what was done to get here do not count."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        self.restart()
+
     def restart(self) -> None:
         """What was done until now is not part of a step."""
         self.last = time.perf_counter()

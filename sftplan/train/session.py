@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import distributed
 
-from sftplan.errors import DriftError
+from sftplan.errors import DriftError, TrainingFailedError
 from sftplan.facts.strategy import Precision
 from sftplan.train import checkpoint, loop, saving
 from sftplan.train.attention import Kernel, choose_kernel
@@ -33,6 +33,7 @@ from sftplan.train.schedule import Schedule
 from sftplan.train.state import Run
 from sftplan.train.step import LossScale, Stepper
 from sftplan.train.update import Update
+from sftplan.units import format_gib
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -97,6 +98,8 @@ def run_job(job: Job, material: Material | None = None) -> dict[str, Any]:
         progress.start(total=run.last_step, done=run.done)
         try:
             loop.train(run)
+        except torch.OutOfMemoryError as error:
+            raise _out_of_memory(job.plan, run, error) from None
         finally:
             progress.close()
             if run.metrics is not None:
@@ -107,6 +110,16 @@ def run_job(job: Job, material: Material | None = None) -> dict[str, Any]:
     if place.rank == 0:
         write_final(job, run, material)
     return summary
+
+
+def _out_of_memory(plan: Plan, run: Run, error: Exception) -> TrainingFailedError:
+    reserved = format_gib(torch.cuda.max_memory_reserved())
+    predicted = format_gib(plan.memory.gpu.peak_reserved_bytes)
+    message = (
+        f"step {run.done + 1}: out of GPU memory with {reserved} GiB reserved, "
+        f"{predicted} predicted: {str(error).splitlines()[0]}"
+    )
+    return TrainingFailedError(message, "`sftplan verify PLAN` shows where the prediction is wrong")
 
 
 def _check_device(plan: Plan, device: torch.device) -> None:

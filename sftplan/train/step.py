@@ -66,11 +66,32 @@ class Stepper:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """A step as the device knows it: reading a number waits for the step."""
+    """A step as the device knows it; a `Reading` tells it to the host."""
 
     loss: Tensor  # mean over the step's targets, all ranks
     grad_norm: Tensor  # before clipping, all ranks
     skipped: Tensor  # 1 where loss or norm was not finite and the weights stayed
+
+
+class Reading:
+    """Numbers on their way to the host, behind the step that makes them and ahead of the next."""
+
+    def __init__(self, *numbers: Tensor) -> None:
+        packed = torch.stack([number.detach().float() for number in numbers])
+        self._event: torch.cuda.Event | None = None
+        self._host = packed
+        if packed.device.type == "cuda":
+            self._host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
+            self._host.copy_(packed, non_blocking=True)
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record()
+
+    def values(self) -> list[float]:
+        """The numbers; waits for the step they are from."""
+        if self._event is not None:
+            self._event.synchronize()
+        found: list[float] = self._host.tolist()
+        return found
 
 
 def train_step(

@@ -1,0 +1,428 @@
+"""Whole runs of the demo's model: from the command line to the model's folder, and back from a kill."""
+
+# ruff: noqa: TID253
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from sftplan.cli.main import run as command
+from sftplan.data.demo import DEMO_FILE, demo_tokenizer
+from sftplan.errors import ExitCode, NotReadyError, TrainingFailedError, UsageError
+from sftplan.train import checkpoint, interrupt, loop
+from sftplan.train.job import read_job
+from sftplan.train.metrics import MetricsFile
+from sftplan.train.settings import Settings, settings_of
+from sftplan.train.stability import Decaying, Stability
+from sftplan.train.step import train_step
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+EPOCHS = ("--epochs", "2")  # 20 steps of 2 accumulated passes of packed rows
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
+SAME = ("loss", "grad_norm", "learning_rate", "tokens", "response_tokens", "tokens_total")
+
+
+def demo(out: Path, *options: str) -> int:
+    """Run the demo quietly in this process."""
+    return command(["launch", "--demo", "--out", str(out), "-q", *EPOCHS, *options])
+
+
+def lines(out: Path) -> list[dict[str, Any]]:
+    """What metrics.jsonl holds."""
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def numbers(out: Path) -> list[tuple[Any, ...]]:
+    """Everything of each step that does not depend on the clock."""
+    return [tuple(line[key] for key in ("step", *SAME)) for line in lines(out)]
+
+
+def status(out: Path) -> dict[str, Any]:
+    """run.json."""
+    found: dict[str, Any] = json.loads((out / "run.json").read_text())
+    return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Here as in the processes that are started: sums depend on how many threads share them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing interrupts, with a checkpoint every five steps."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert demo(out, "--save-every", "5", "--eval-every", "5") == ExitCode.OK
+    return out
+
+
+def test_the_demo_learns_and_writes_what_it_promises(whole: Path) -> None:
+    steps, found = lines(whole), status(whole)
+    keys = {
+        "step", "loss", "learning_rate", "grad_norm", "tokens", "response_tokens", "tokens_per_s",
+        "mfu_fraction", "memory", "grad_norm_variance", "response_mean_tokens", "clip_fraction",
+    }  # fmt: skip
+
+    assert [line["step"] for line in steps] == list(range(1, 21))
+    assert keys <= set(steps[0])
+    assert steps[-1]["loss"] < steps[0]["loss"] - 1
+    assert steps[-1]["learning_rate"] == 4e-4  # the floor, exactly
+    assert all(0 < line["response_tokens"] < line["tokens"] for line in steps)
+    assert (found["format"], found["status"], found["steps"]) == ("sftplan.run", "done", 20)
+    assert found["eval_loss"] == steps[-1]["eval_loss"]
+    assert {"torch", "transformers"} <= set(found["versions"])
+    assert sum(row["steps"] for row in found["grad_norm_by_response_length"]) == 20
+    links = {name: (whole / "checkpoints" / name).resolve().name for name in ("last", "best")}
+    best = min((line["eval_loss"], line["step"]) for line in steps if "eval_loss" in line)
+    assert links == {"last": "step-20", "best": f"step-{best[1]}"}
+    assert found["best"]["step"] == best[1]
+
+
+def test_the_final_model_loads_with_its_tokenizer_and_its_weights(whole: Path) -> None:
+    model = transformers.AutoModelForCausalLM.from_pretrained(whole / "final")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(whole / "final")
+    trained = load_file(whole / "checkpoints" / "step-20" / "model.safetensors")
+    ids = torch.tensor([tokenizer("Is the number even or odd?")["input_ids"]])
+    config = transformers.AutoConfig.from_pretrained(whole / "model")
+    again = transformers.AutoModelForCausalLM.from_config(config).eval()
+    missing = again.load_state_dict(trained, strict=False).missing_keys
+
+    assert missing == ["lm_head.weight"]  # tied to the embedding
+    assert torch.equal(model(ids).logits, again(ids).logits)
+    assert (
+        ids[0].tolist()
+        == demo_tokenizer()
+        .encode(["Is the number even or odd?"], special=False, first=True)[0]
+        .tolist()
+    )
+    assert tokenizer.eos_token_id == model.config.eos_token_id == demo_tokenizer().eos_id
+    assert model.config.use_cache
+    assert model.lm_head.weight is model.transformer.wte.weight
+
+
+def test_a_resumed_run_repeats_the_whole_one_bit_for_bit(whole: Path, tmp_path: Path) -> None:
+    """Twice interrupted in the middle of an epoch, with dropout, packing and accumulation."""
+    out = tmp_path / "run"
+    same = ("--save-every", "5", "--eval-every", "5")
+    assert demo(out, *same, "--max-steps", "7") == ExitCode.OK
+    assert demo(out, *same, "--max-steps", "13", "--resume") == ExitCode.OK
+    assert demo(out, *same, "--resume") == ExitCode.OK
+
+    assert numbers(out) == numbers(whole)
+    for file in ("final/model.safetensors", "checkpoints/step-20/optimizer.safetensors",
+                 "checkpoints/step-20/random.safetensors"):  # fmt: skip
+        assert (out / file).read_bytes() == (whole / file).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_bit_for_bit(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = ["launch", "--demo", "--out", str(out), "-q", *EPOCHS]
+    arguments += ["--save-every", "1", "--eval-every", "5"]
+    process = subprocess.Popen([sys.executable, "-m", "sftplan", *arguments], env=ONE_THREAD)
+    deadline = time.monotonic() + 60
+    while not (out / "checkpoints" / "step-8").exists():
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    killed_at = len(lines(out)) if (out / "metrics.jsonl").exists() else 0
+
+    assert process.returncode == -signal.SIGKILL
+    assert killed_at < 20
+    assert status(out)["status"] == "running"
+    assert command([*arguments, "--resume"]) == ExitCode.OK
+    assert numbers(out) == numbers(whole)
+    assert (out / "final/model.safetensors").read_bytes() == (
+        whole / "final/model.safetensors"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize("number", interrupt.SIGNALS)
+def test_a_signal_saves_and_ends_with_130(
+    number: signal.Signals, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    calls = []
+
+    def signalled(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 6:
+            signal.raise_signal(number)
+        return train_step(*arguments, **options)
+
+    monkeypatch.setattr(loop, "train_step", signalled)
+    assert demo(out, "--save-every", "0") == ExitCode.INTERRUPTED
+    monkeypatch.undo()
+
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert status(out)["status"] == "interrupted"
+    assert checkpoint.steps_in(out / "checkpoints") == [6]
+    assert demo(out, "--save-every", "0", "--resume") == ExitCode.OK
+    assert numbers(out) == numbers(whole)
+
+
+def test_a_run_that_is_not_finite_stops_and_names_the_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A learning rate beyond all measure: the second step's loss is no number."""
+    out = tmp_path / "run"
+    assert demo(out, "--learning-rate", "1e30", "--warmup", "0") == ExitCode.TRAINING_FAILED
+    told = capsys.readouterr().err
+    job = read_job(out)
+    from sftplan.train.material import gather_material
+
+    source = gather_material(job, world_size=1).training
+    batches = source.step(0, 1).micro_batches
+    expected = [source.examples[i].place.line for batch in batches for i in batch.examples]
+    shown = told.split("demo.jsonl:")[1].split()[0].split(",")
+
+    assert "step 2: the loss is nan" in told
+    assert len(expected) > 10
+    assert [int(line) for line in shown] == sorted(line or 0 for line in expected)[:20]
+    assert status(out)["status"] == "failed"
+    assert not (out / "final").exists()
+    assert [line["step"] for line in lines(out)] == [1]
+
+
+def test_a_spike_stops_where_that_was_asked_for() -> None:
+    steady = Stability()
+    for value in [2.0, 2.1] * 15:
+        steady.seen(loss=value, grad_norm=1.0, response_mean=9.0, clip_at=0.5, skipped=False)
+
+    assert steady.is_spike(3.0, 6.0)
+    assert not steady.is_spike(2.2, 6.0)
+    assert not steady.is_spike(3.0, 0.0)
+    assert Stability.of(json.loads(json.dumps(steady.state()))) == steady
+    assert (steady.clipped, steady.skipped) == (30, 0)
+
+
+def test_recent_values_weigh_more() -> None:
+    running = Decaying()
+    for value in [0.0] * 500 + [1.0] * 500:
+        running.add(value)
+
+    assert running.mean == pytest.approx(1.0, abs=1e-3)
+    assert running.variance == pytest.approx(0.0, abs=1e-3)
+
+
+def content(value: float = 1.0) -> checkpoint.Content:
+    """A checkpoint of two small files."""
+    tensors = {"model.safetensors": {"w": torch.full((64,), value)}}
+    tensors["optimizer.safetensors"] = {"m": torch.arange(32.0)}
+    return checkpoint.Content(tensors=tensors, state={"identity": {}})
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
+    folder = checkpoint.save(tmp_path, 3, content())
+    found = checkpoint.load(folder)
+
+    assert found.state["step"] == 3
+    assert torch.equal(found.tensors["model.safetensors"]["w"], torch.ones(64))
+    assert checkpoint.newest(tmp_path) == folder
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last", "step-3"]
+
+
+@pytest.mark.parametrize("damage", ["gone", "empty", "half", "zeroed", "one bit"])
+@pytest.mark.parametrize(
+    "file", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
+)
+def test_a_damaged_checkpoint_is_set_aside(file: str, damage: str, tmp_path: Path) -> None:
+    first = checkpoint.save(tmp_path, 1, content())
+    path = checkpoint.save(tmp_path, 2, content(2.0)) / file
+    data = bytearray(path.read_bytes())
+    if damage == "one bit":
+        data[len(data) // 2] ^= 1
+    changed = {"empty": b"", "half": data[: len(data) // 2], "zeroed": bytes(len(data))}
+    path.unlink()
+    if damage != "gone":
+        path.write_bytes(bytes(changed.get(damage, data)))
+    said: list[str] = []
+
+    assert checkpoint.newest(tmp_path, say=said.append) == first
+    assert said[0].startswith("step-2 is not complete")
+    assert list(tmp_path.glob(".bad-step-2-*"))
+    assert checkpoint.steps_in(tmp_path) == [1]
+
+
+@pytest.mark.parametrize("error", [
+    OSError(errno.ENOSPC, "No space left on device"),
+    RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+])  # fmt: skip
+def test_a_full_disk_leaves_the_checkpoint_before(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = checkpoint.save(tmp_path, 1, content())
+
+    def full(_: Any, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(
+        TrainingFailedError, match=r"step-2 cannot be written, .* missing"
+    ) as failed:
+        checkpoint.save(tmp_path, 2, content())
+
+    assert failed.value.hint is not None
+    assert "what was saved before is whole" in failed.value.hint
+    assert checkpoint.newest(tmp_path) == first
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last", "step-1"]
+
+
+def test_a_disk_that_will_be_full_is_told_how_much_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=checkpoint.SPARE_BYTES + 100)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    needed = 64 * 4 + 32 * 4
+
+    with pytest.raises(TrainingFailedError, match=f"{needed - 100:,} bytes are missing"):
+        checkpoint.save(tmp_path, 1, content())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_are_synced_before_the_folder_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file, then the manifest, then the folder; the rename; then the parent."""
+    order: list[str] = []
+    synced, renamed = checkpoint._sync, Path.rename
+
+    def sync(path: Path) -> None:
+        order.append(path.name if "part" not in path.name else "draft")
+        synced(path)
+
+    def rename(self: Path, target: Path) -> Path:
+        order.append(f"rename to {target.name}")
+        return renamed(self, target)
+
+    monkeypatch.setattr(checkpoint, "_sync", sync)
+    monkeypatch.setattr(Path, "rename", rename)
+    checkpoint.save(tmp_path, 1, content())
+    data = {"model.safetensors", "optimizer.safetensors", "state.json"}
+
+    assert set(order[:3]) == data
+    assert order[3:] == ["manifest.json", "draft", "rename to step-1", tmp_path.name]
+
+
+def test_old_checkpoints_go_and_the_best_stays(tmp_path: Path) -> None:
+    for step in range(1, 6):
+        checkpoint.save(tmp_path, step, content())
+    checkpoint.rotate(tmp_path, keep=2, best=1)
+
+    assert checkpoint.steps_in(tmp_path) == [1, 4, 5]
+
+
+def test_another_run_is_not_gone_on_with(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(whole, out, symlinks=True)
+
+    assert demo(out) == ExitCode.USAGE
+    assert "holds a run already" in capsys.readouterr().err
+    assert demo(out, "--resume", "--seed", "1") == ExitCode.USAGE
+    assert "--resume: data was" in capsys.readouterr().err  # another split of the examples
+    assert demo(out, "--resume", "--learning-rate", "0.001") == ExitCode.USAGE
+    assert "--resume: learning_rate was 0.004, now it is 0.001" in capsys.readouterr().err
+
+
+def test_a_model_without_weights_or_tokenizer_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    base = ["launch", "--model", "gpt2", "--seq", "64", "--hardware", "h200-sxm", "--gpus", "1",
+            "--data", str(DEMO_FILE), "--cpu", "-q", "--out", str(tmp_path / "run")]  # fmt: skip
+
+    assert command(base) == ExitCode.USAGE
+    assert "no weights of gpt2 on this machine" in capsys.readouterr().err
+    assert command([*base, "--random-weights"]) == ExitCode.USAGE
+    assert "no tokenizer of gpt2" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tokenizer_beyond_the_vocabulary_is_refused(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    demo_tokenizer(600).save(tmp_path / "tokenizer")
+    out = tmp_path / "run"
+
+    assert demo(out, "--tokenizer", str(tmp_path / "tokenizer")) == ExitCode.USAGE
+    assert "makes ids up to 599" in capsys.readouterr().err
+    assert not (out / "run.json").exists()
+
+
+def test_what_cannot_be_launched_yet_is_said(whole: Path) -> None:
+    from dataclasses import replace
+
+    from sftplan.train.material import check_supported
+
+    plan = read_job(whole).plan
+    with pytest.raises(NotReadyError, match="--zero 2 --offload none"):
+        check_supported(replace(plan, strategy=replace(plan.strategy, zero=2)))
+
+
+def test_metrics_lose_what_comes_again(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 3, "lo')
+    file = MetricsFile(tmp_path, done=1)
+    file.write({"step": 2, "loss": float("nan")})
+    file.close()
+
+    assert lines(tmp_path) == [{"step": 1}, {"step": 2, "loss": None}]
+
+
+def test_settings_are_checked() -> None:
+    assert settings_of({"learning_rate": None, "seed": 3}) == Settings(seed=3)
+    for options in ({"learning_rate": 0.0}, {"min_learning_rate": 1.0}, {"beta1": 1.0},
+                    {"learning_rate": float("nan")}, {"warmup": float("inf")}, {"keep": 0}):  # fmt: skip
+        with pytest.raises(UsageError, match=r"has to be|is above"):
+            settings_of(options)
+    with pytest.raises(UsageError) as unknown:
+        settings_of({"learning_rat": 1.0})
+    assert unknown.value.hint == "did you mean learning_rate?"
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(whole: Path, tmp_path: Path) -> None:
+    """Each has half of the rows; the losses are those of one process with all of them."""
+    from dataclasses import replace
+
+    from sftplan.train.job import Job, write_job
+
+    job = read_job(whole)
+    strategy = replace(job.plan.strategy, accumulation=1)
+    plan = replace(job.plan, strategy=strategy)
+    settings = replace(job.settings, save_every=0, eval_every=0)
+    write_job(Job(plan=plan, data=job.data, out=tmp_path, settings=settings, quiet=True))
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+         "-m", "sftplan.train", str(tmp_path)],
+        check=True, env=ONE_THREAD, capture_output=True,
+    )  # fmt: skip
+    together = json.loads((tmp_path / "summary.json").read_text())
+    alone = numbers(whole)
+
+    assert together["steps"] == 20
+    assert lines(tmp_path)[0]["loss"] == pytest.approx(alone[0][1], rel=2e-2)  # other dropout
+    assert [line["response_tokens"] for line in lines(tmp_path)] == [row[5] for row in alone]
