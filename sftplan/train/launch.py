@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftplan import __version__
-from sftplan.errors import SftplanError, TrainingFailedError, UsageError
+from sftplan.errors import SftplanError, UsageError
 from sftplan.facts.strategy import Allocator
 from sftplan.plan.file import plan_sha256
 from sftplan.train.job import Job, refuse_used_folder, write_job
@@ -91,11 +90,12 @@ def _recorded(
 ) -> dict[str, Any]:
     """Run, with how it went in run.json whatever happens."""
     from sftplan.train.metrics import write_run
+    from sftplan.train.ranks import run_ranks
     from sftplan.train.session import run_job
 
     write_run(job.out, record)
     try:
-        summary = run_job(job, material) if ranks == 1 else _run_ranks(job, ranks)
+        summary = run_job(job, material) if ranks == 1 else run_ranks(job.out, ranks)
     except KeyboardInterrupt:
         write_run(job.out, record | {"status": "interrupted"})
         raise
@@ -124,31 +124,4 @@ def versions() -> Mapping[str, str | None]:
             found[library] = importlib.metadata.version(library)
         except importlib.metadata.PackageNotFoundError:
             found[library] = None
-    return found
-
-
-def _run_ranks(job: Job, ranks: int) -> dict[str, Any]:
-    """One process per GPU through torchrun; rank 0 leaves the summary in a file."""
-    import json
-
-    from sftplan.train.__main__ import SUMMARY
-
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone",
-        f"--nproc-per-node={ranks}", "-m", "sftplan.train", "--", str(job.out),
-    ]  # fmt: skip
-    summary = job.out / SUMMARY
-    summary.unlink(missing_ok=True)
-    process = subprocess.Popen(command)
-    try:
-        code = process.wait()
-    except KeyboardInterrupt:  # the processes have had the signal too and are saving
-        process.wait()
-        raise
-    if code == 130:
-        raise KeyboardInterrupt
-    if code or not summary.is_file():
-        message = f"a process of the run ended with code {code}; its message is above"
-        raise TrainingFailedError(message, "--resume goes on from the last complete checkpoint")
-    found: dict[str, Any] = json.loads(summary.read_text(encoding="utf-8"))
     return found
