@@ -85,7 +85,8 @@ def hidden_states(
         tape.mark("forward", number)
         if tape.on_layer is not None:
             tape.on_layer.gather(number)
-        if strategy.checkpointing is Checkpointing.NONE:
+        inside = compiles and strategy.checkpointing is Checkpointing.SELECTIVE  # of its own graph
+        if inside or strategy.checkpointing is Checkpointing.NONE:
             x = block(tape, context, number, layer, x)
         else:
             selective = strategy.checkpointing is Checkpointing.SELECTIVE

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sftplan.facts.strategy import Loss
+from sftplan.step.blocks.compiled import can_compile, compiled_loss
 from sftplan.step.ops.lookup import cross_entropy
 from sftplan.step.ops.matmul import linear, matmul
 from sftplan.step.ops.pointwise import add, scale, tanh
@@ -52,7 +53,11 @@ def loss_of(
         kept = gather_rows(tape, kept, batch.num_targets)
         tape.kind = "logits"
         if strategy.loss is Loss.RESPONSE:
-            loss = _response(tape, model, head, kept)
+            plain = head[1] is None and model.logit_softcap is None
+            if strategy.compile and can_compile(model) and plain:
+                loss = compiled_loss(tape, model, head[0], kept)
+            else:
+                loss = _response(tape, model, head, kept)
         else:
             loss = _chunked(tape, model, head, kept)
     tape.kind = kind

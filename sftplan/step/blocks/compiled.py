@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from sftplan.step.compiled import SUPPORTED, compiled_block
+from sftplan.facts.strategy import Checkpointing
+from sftplan.step.compiled import HEAD_MULTIPLE, SUPPORTED, compiled_block, compiled_head
 from sftplan.step.ops.attention import attention_flops
 from sftplan.step.ops.matmul import matmul
 from sftplan.step.tensor import DType, Tensor
@@ -14,9 +15,10 @@ if TYPE_CHECKING:
     from sftplan.facts.model import ModelShape
     from sftplan.step.autograd import Node
     from sftplan.step.blocks.context import Context, LayerWeights
-    from sftplan.step.compiled import Compiled, Graph
+    from sftplan.step.compiled import Buffer, Compiled, Graph
     from sftplan.step.tape import Tape
 
+CHEAP = ("norm1", "norm2", "act")  # computed again from products, norms and casts of weights
 LUMP = "biases and norms"  # gradients that compiled_block gives as one buffer
 
 
@@ -43,10 +45,17 @@ def compiled_layer(tape: Tape, context: Context, number: int, w: LayerWeights, x
     held = _run(tape, spec.forward, {})
     _work(tape, context, w, x, spec.forward, 1)
     out = held.pop(spec.forward.held["out"].name).view(*x.shape)
-    for buffer in spec.saved:
+    for buffer in _kept(spec, context):
         tape.save(node, held.pop(buffer.name))
     out.node = node
     return out
+
+
+def _kept(spec: Compiled, context: Context) -> list[Buffer]:
+    """What is saved: under selective checkpointing only what products and attention gave."""
+    if context.strategy.checkpointing is not Checkpointing.SELECTIVE:
+        return list(spec.saved)
+    return [b for b in spec.saved if b.name not in CHEAP and not b.name.startswith("cast ")]
 
 
 def _run(tape: Tape, graph: Graph, held: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -65,7 +74,11 @@ def _backward(
 ) -> list[Tensor | None]:
     spec, context, names = node.extra
     x = saved[0]
-    held = {b.name: t for b, t in zip(spec.saved, saved[1:], strict=True)}
+    kept = _kept(spec, context)
+    held = {b.name: t for b, t in zip(kept, saved[1:], strict=True)}
+    again = [b for b in spec.saved if b.name not in held]
+    held |= {b.name: tape.empty(b.shape, b.dtype) for b in again}
+    tape.work("fused", x.dtype, 0, 2 * sum(b.nbytes for b in again))
     saved.clear()
     node.saved.clear()
     alive = _run(tape, spec.backward, held)
@@ -123,3 +136,49 @@ def _work(
     tape.work(kind, dtype, flops * products, moved, heads, x.shape[1], model.head_dim, mean)
     written = sum(b.nbytes for born, b in graph.events if born)
     tape.work("fused", dtype, 0, 2 * written)
+
+
+def compiled_loss(tape: Tape, model: ModelShape, weight: Tensor, x: Tensor) -> Tensor:
+    """LM head and cross-entropy in one graph: (positions, d) and (V, d) to the loss."""
+    spec = compiled_head(
+        model.vocab_size,
+        model.hidden_size,
+        x.shape[0],
+        weights=weight.dtype,
+        autocast=tape.autocast_dtype,
+    )
+    node = tape.node("compiled", (x, weight), _loss_backward, (x, weight))
+    node.extra = spec
+    held = _run(tape, spec.forward, {})
+    _head_work(tape, spec.forward, x, weight, 1)
+    for buffer in spec.saved:
+        tape.save(node, held.pop(buffer.name))
+    loss = held.pop("loss")
+    loss.node = node
+    return loss
+
+
+def _loss_backward(
+    tape: Tape, node: Node, gradients: list[Tensor | None], saved: list[Tensor]
+) -> list[Tensor | None]:
+    spec: Compiled = node.extra
+    x, weight = saved[:2]
+    held = {b.name: t for b, t in zip(spec.saved, saved[2:], strict=True)}
+    saved.clear()
+    node.saved.clear()
+    _head_work(tape, spec.backward, x, weight, 2)
+    alive = _run(tape, spec.backward, held)
+    ends = {name.removesuffix(" low"): b.name for name, b in spec.backward.held.items()}
+    return [
+        alive[ends["d hidden"]].view(*node.inputs[0][0]),
+        alive[ends["d weight"]].view(*node.inputs[1][0]),
+    ]
+
+
+def _head_work(tape: Tape, graph: Graph, x: Tensor, weight: Tensor, products: int) -> None:
+    low = Tensor((), tape.autocast_dtype or x.dtype, x.storage)
+    columns = -(-weight.shape[0] // HEAD_MULTIPLE) * HEAD_MULTIPLE
+    for _ in range(products):
+        matmul(tape, "linear", x.shape[0], columns, x.shape[1], low)
+    written = sum(b.nbytes for born, b in graph.events if born)
+    tape.work("fused", low.dtype, 0, 2 * written)
