@@ -1,63 +1,126 @@
-"""One process per GPU, through torchrun: started, told of signals, and gone when we are."""
+"""One process per GPU of this machine: started, told of signals, and gone when we are."""
 
 from __future__ import annotations
 
 import ctypes
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
+import time
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from sftplan.errors import TrainingFailedError
+from sftplan.errors import ExitCode, TrainingFailedError
 from sftplan.train.__main__ import SUMMARY
 from sftplan.train.interrupt import SIGNALS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
     from types import FrameType
 
+    Processes = list[subprocess.Popen[bytes]]
+
+LOGS = "logs"
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+GRACE_S = 10.0  # for the others, once a rank has failed: they may be waiting for it for ever
+POLL_S = 0.05
 
 
 def run_ranks(out: Path, ranks: int) -> dict[str, Any]:
-    """Run the job in `out`; rank 0 leaves the summary in a file.
+    """Run the job in `out`; rank 0 speaks and leaves the summary, the others write logs.
 
     Raises:
         KeyboardInterrupt: After a signal; the ranks have agreed, saved and ended.
-        TrainingFailedError: A rank failed; its message is on standard error.
+        TrainingFailedError: A rank failed.
     """
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone",
-        f"--nproc-per-node={ranks}", "-m", "sftplan.train", str(out.resolve()),
-    ]  # fmt: skip
     summary = out / SUMMARY
     summary.unlink(missing_ok=True)
-    code, signalled = _wait(command)
-    if signalled:
+    (out / LOGS).mkdir(exist_ok=True)
+    with ExitStack() as stack:
+        processes = _start(out, ranks, stack)
+        with _handed_on(processes):
+            _wait(processes)
+    codes = [process.returncode for process in processes]
+    failed = [rank for rank, code in enumerate(codes) if code not in (0, ExitCode.INTERRUPTED)]
+    if failed:
+        raise _failure(out, failed[0], codes[failed[0]])
+    if any(codes):
         raise KeyboardInterrupt
-    if code or not summary.is_file():
-        message = f"a process of the run ended with code {code}; its message is above"
-        raise TrainingFailedError(message, "--resume goes on from the last complete checkpoint")
     found: dict[str, Any] = json.loads(summary.read_text(encoding="utf-8"))
     return found
 
 
-def _wait(command: list[str]) -> tuple[int, bool]:
-    """The exit code, and whether a signal was handed on."""
-    process = subprocess.Popen(command, preexec_fn=_end_with_parent, start_new_session=True)
-    handed_on: list[int] = []
+def _start(out: Path, ranks: int, stack: ExitStack) -> Processes:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes: Processes = []
+    for rank in range(ranks):
+        log = None
+        if rank:
+            log = stack.enter_context((out / LOGS / f"rank-{rank}.log").open("wb"))
+        place = {
+            "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "SFTPLAN_RANKS": ranks,
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+        }  # fmt: skip
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sftplan.train", str(out.resolve())],
+            env=os.environ | {name: str(value) for name, value in place.items()},
+            stdout=log,
+            stderr=log,
+            preexec_fn=_end_with_parent,
+            start_new_session=True,  # Ctrl-C comes through us, once
+        )
+        processes.append(process)
+        stack.callback(_end, process)
+    return processes
 
-    def hand_on(number: int, _: FrameType | None) -> None:
-        handed_on.append(number)
-        process.send_signal(signal.SIGTERM)
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Make sure that a process of ours is gone, whatever happened here."""
+    if process.poll() is None:
+        process.kill()
+        process.wait()
+
+
+def _wait(processes: Processes) -> None:
+    """Until all have ended; after one has failed the others get a grace period."""
+    deadline = float("inf")
+    while any(process.poll() is None for process in processes):
+        if deadline == float("inf") and any(process.returncode for process in processes):
+            deadline = time.monotonic() + GRACE_S
+        if time.monotonic() > deadline:
+            for process in processes:
+                _end(process)
+        time.sleep(POLL_S)
+
+
+@contextmanager
+def _handed_on(processes: Processes) -> Iterator[None]:
+    """Signals to us become a SIGTERM to each rank: they agree on the step to stop after."""
+
+    def hand_on(_: int, __: FrameType | None) -> None:
+        for process in processes:
+            process.send_signal(signal.SIGTERM)
 
     before = {number: signal.signal(number, hand_on) for number in SIGNALS}
     try:
-        return process.wait(), bool(handed_on)
+        yield
     finally:
         for number, old in before.items():
             signal.signal(number, old)
+
+
+def _failure(out: Path, rank: int, code: int) -> TrainingFailedError:
+    """Rank, cause and log."""
+    cause = f"signal {-code}" if code < 0 else f"code {code}"
+    where = "its message is above" if rank == 0 else f"its log is {out / LOGS / f'rank-{rank}.log'}"
+    message = f"rank {rank} ended with {cause}; {where}"
+    return TrainingFailedError(message, "--resume goes on from the last complete checkpoint")
 
 
 def _end_with_parent() -> None:
