@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -135,7 +134,9 @@ class Evaluator:
             whole = self._quick_bound(replace(strategy, zero=0))
             return whole - sharding_saves_bytes(self.model, strategy, self.num_gpus)
         rows = strategy.micro_batch
-        below = QUICK_RATIO ** int(math.log(rows, QUICK_RATIO) + 1e-9)
+        below = 1
+        while below * QUICK_RATIO <= rows:
+            below *= QUICK_RATIO
         many = min(strategy.accumulation, STEADY_PASSES)
         ends = [
             self._simulated_bound(replace(strategy, micro_batch=size, accumulation=many), HOPPER)
@@ -156,9 +157,7 @@ class Evaluator:
         if key not in self._times:
             alike = replace(strategy, zero=0, offload=Offload.NONE)
             tape, times = self._tape(alike, HOPPER), self._multiplicity
-            self._times[key] = step_time(
-                tape, times, strategy, self.workload, self.model, hardware
-            )
+            self._times[key] = step_time(tape, times, strategy, self.workload, self.model, hardware)
         return self._times[key]
 
     def estimate(self, strategy: Strategy, hardware: Hardware) -> Estimate:

@@ -1,6 +1,6 @@
 """CPU seconds of the commands against those of importing their libraries.
 
-    python tests/bench/plan_cpu.py [path to sftplan]
+python tests/bench/plan_cpu.py [path to sftplan]
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ def cpu_s(command: list[str]) -> float:
     times = []
     for _ in range(REPEATS):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(command, check=False, capture_output=True, env=dict(os.environ, NO_COLOR="1"))
+        subprocess.run(
+            command, check=False, capture_output=True, env=dict(os.environ, NO_COLOR="1")
+        )
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     return median(times)
