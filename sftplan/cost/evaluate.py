@@ -9,7 +9,7 @@ from sftplan.cost.compute import attention_flops_per_token, linear_flops_per_tok
 from sftplan.cost.estimate import Compute, Estimate, GpuMemory, StepTime
 from sftplan.cost.host import host_memory
 from sftplan.cost.memory import allocated_bound_bytes, exact_peaks
-from sftplan.cost.rows import examples_per_step, tokens_per_step
+from sftplan.cost.rows import examples_per_step, padded_length, tokens_per_step
 from sftplan.cost.time import step_time
 from sftplan.facts.strategy import Allocator, Offload
 from sftplan.step.batch import full_batch
@@ -64,19 +64,26 @@ class Tapes:
     def __init__(self, model: ModelShape, workload: Workload) -> None:
         self.workload = workload
         self.model = few_layers(model, workload.seq_len) or model
-        self._tapes: dict[tuple[Strategy, Chip, int], Tape] = {}
+        self._tapes: dict[tuple[Strategy, Chip, int, int], Tape] = {}
 
-    def steady(self, strategy: Strategy, chip: Chip, num_gpus: int) -> Tape:
-        """The tape of a strategy; what does not change it is not told apart."""
+    def steady(
+        self, strategy: Strategy, chip: Chip, num_gpus: int, *, typical: bool = False
+    ) -> Tape:
+        """The tape of a strategy; what does not change it is not told apart.
+
+        Memory is that of full rows, the largest that come; `typical` rows, for time, are padded
+        to the mean.
+        """
         alike = replace(
             strategy,
             accumulation=min(strategy.accumulation, STEADY_PASSES),
             allocator=Allocator.EXPANDABLE,
         )
         sharded = strategy.zero or strategy.offload is not Offload.NONE
-        key = (alike, chip, num_gpus if sharded else 1)
+        length = round(padded_length(strategy, self.workload)) if typical else self.workload.seq_len
+        key = (alike, chip, num_gpus if sharded else 1, length)
         if key not in self._tapes:
-            batch = full_batch(strategy, self.workload)
+            batch = full_batch(strategy, replace(self.workload, seq_len=length))
             self._tapes[key] = steady(self.model, alike, batch, num_gpus=key[2], chip=chip)
         return self._tapes[key]
 
@@ -156,7 +163,8 @@ class Evaluator:
         key = (strategy, _speed_key(hardware))
         if key not in self._times:
             alike = replace(strategy, zero=0, offload=Offload.NONE)
-            tape, times = self._tape(alike, HOPPER), self._multiplicity
+            tape = self.tapes.steady(alike, HOPPER, self.num_gpus, typical=True)
+            times = self._multiplicity
             self._times[key] = step_time(tape, times, strategy, self.workload, self.model, hardware)
         return self._times[key]
 

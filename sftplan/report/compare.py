@@ -38,7 +38,7 @@ def _money(row: Row, *, whole_run: bool) -> str:
     value = row.usd if whole_run else row.usd_per_million_tokens
     if value is None:
         return NO_FIGURE
-    return f"${value:,.2f}" if value >= 1 else f"${value:.2g}"
+    return f"${value:,.2f}" if value >= 0.095 else f"${value:.2g}"
 
 
 def _cells(row: Row, *, whole_run: bool) -> tuple[str, ...]:
