@@ -53,6 +53,7 @@ class Meter:
     def start(self) -> None:
         """Steps begin; peaks of what was done to get here do not count."""
         if self.device.type == "cuda":
+            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         self.restart()
 

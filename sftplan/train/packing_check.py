@@ -75,14 +75,16 @@ def check_packing(stepper: Stepper, batch: MicroBatch, inputs: Inputs) -> Packin
         return None
     with quiet_model(stepper):
         low = AUTOCAST.get(stepper.precision) or next(stepper.model.parameters()).dtype
-        packed = _logits(stepper, inputs)
-        changed = _logits(stepper, _first_documents_changed(batch, inputs))
+        packed = hidden_states(stepper.model, inputs)
+        changed = hidden_states(stepper.model, _first_documents_changed(batch, inputs))
+        head = head_of(stepper.model)
         largest = separate = leak = 0.0
         for start, stop in spans:
             alone = _alone(stepper, inputs.input_ids.view(-1)[start:stop])
+            here, there = (scores_of(hidden[start:stop], head) for hidden in (packed, changed))
             largest = max(largest, alone.abs().max().item())
-            separate = max(separate, (packed[start:stop] - alone).abs().max().item())
-            leak = max(leak, (packed[start:stop] - changed[start:stop]).abs().max().item())
+            separate = max(separate, (here - alone).abs().max().item())
+            leak = max(leak, (here - there).abs().max().item())
     found = PackingCheck(documents=len(spans), separate=separate / largest, leak=leak / largest)
     if not max(found.separate, found.leak) <= TOLERANCES[low]:
         message = f"packed documents see each other; {found}"
@@ -97,10 +99,10 @@ def _spans(batch: MicroBatch) -> list[tuple[int, int]]:
 
 
 def _second_documents(batch: MicroBatch) -> list[tuple[int, int]]:
-    """Documents that follow another one in their row, no padding, up to DOCUMENTS_CHECKED."""
+    """The shortest documents that follow another one in their row: their logits take little room."""
     length, padding = batch.shape.row_len, _padding_starts(batch)
     later = [span for span in _spans(batch) if span[0] % length and span[0] not in padding]
-    return later[:DOCUMENTS_CHECKED]
+    return sorted(later, key=lambda span: span[1] - span[0])[:DOCUMENTS_CHECKED]
 
 
 def _padding_starts(batch: MicroBatch) -> set[int]:
@@ -117,10 +119,6 @@ def _first_documents_changed(batch: MicroBatch, inputs: Inputs) -> Inputs:
         if start % batch.shape.row_len == 0:
             ids[start:stop] = (ids[start:stop] + 1) % vocab
     return replace(inputs, input_ids=ids.view(inputs.input_ids.shape))
-
-
-def _logits(stepper: Stepper, inputs: Inputs) -> torch.Tensor:
-    return scores_of(hidden_states(stepper.model, inputs), head_of(stepper.model))
 
 
 def _alone(stepper: Stepper, ids: torch.Tensor) -> torch.Tensor:
