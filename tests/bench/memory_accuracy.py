@@ -8,58 +8,23 @@ Without a file it takes tests/published/h200_plain_loop.csv. A CSV of the measur
 
 from __future__ import annotations
 
-import csv
 import sys
 from pathlib import Path
 from statistics import mean
 
+from rows import OURS, name_of, read_rows, strategy_of
+
 from sftplan.cost.allocator import replay
 from sftplan.facts.catalogue import builtin
-from sftplan.facts.strategy import Attention, Checkpointing, Precision, Strategy
 from sftplan.step.batch import Batch
 from sftplan.step.repeat import expand
 from sftplan.step.simulate import few_layers, simulate
-
-OURS = Path(__file__).parent.parent / "published" / "h200_plain_loop.csv"
-PRECISIONS = {
-    "fp32": "fp32",
-    "amp": "bf16-mixed",
-    "fp16amp": "fp16-mixed",
-    "bf16": "bf16-true",
-}
-
-
-def translated(row: dict[str, str]) -> dict[str, str]:
-    """A row in our own columns."""
-    if "peak_allocated_bytes" in row:
-        return row
-    return {
-        "model": row["model"],
-        "seq_len": row["seq"],
-        "micro_batch": row["mb"],
-        "precision": PRECISIONS[row["prec"]],
-        "checkpointing": "full" if row["ckpt"] == "1" else "none",
-        "attention": row["attn"],
-        "accumulation": row["accum"] or "1",
-        "max_grad_norm": row["clip"] or "0",
-        "allocator": row.get("allocator", "default"),
-        "peak_allocated_bytes": row["peak_alloc"],
-        "peak_reserved_bytes": row["peak_reserved"],
-    }
 
 
 def errors(row: dict[str, str]) -> tuple[float, float]:
     """Relative errors of allocated and reserved memory."""
     model, length = builtin(row["model"]), int(row["seq_len"])
-    strategy = Strategy(
-        precision=Precision(row["precision"]),
-        checkpointing=Checkpointing(row["checkpointing"]),
-        attention=Attention(row["attention"]),
-        micro_batch=int(row["micro_batch"]),
-        accumulation=int(row["accumulation"]),
-        attention_dropout="model",
-        max_grad_norm=float(row["max_grad_norm"]),
-    )
+    strategy = strategy_of(row)
     few = few_layers(model, length)
     batch = Batch(rows=strategy.micro_batch, length=length, num_targets=0)
     tape = simulate(few or model, strategy, batch)
@@ -75,17 +40,11 @@ def main() -> None:
     """Print a row per case and the mean and the worst of each file and allocator."""
     summary: list[str] = []
     for path in [Path(a) for a in sys.argv[1:]] or [OURS]:
-        with path.open() as file:
-            rows = [translated(r) for r in csv.DictReader(file) if r.get("status", "ok") == "ok"]
         found: dict[str, list[tuple[float, float]]] = {}
-        for row in rows:
+        for row in read_rows(path):
             allocated, reserved = errors(row)
             found.setdefault(row["allocator"], []).append((allocated, reserved))
-            print(
-                f"{row['model']:<16}{row['seq_len']:>5}{row['micro_batch']:>4} {row['precision']:<11}"
-                f"{row['checkpointing']:<5}{row['attention']:<6}x{row['accumulation']} {row['allocator']:<11}"
-                f"allocated {allocated:+8.3%}  reserved {reserved:+7.2%}"
-            )
+            print(f"{name_of(row)} allocated {allocated:+8.3%}  reserved {reserved:+7.2%}")
         for allocator, pairs in found.items():
             a, r = [abs(x) for x, _ in pairs], [abs(y) for _, y in pairs]
             summary.append(

@@ -1,40 +1,32 @@
-"""Predicted against measured step times: `python tests/bench/step_time.py TRUTH.csv [...]`.
+"""Predicted against measured step times, row by row.
 
-Columns model, seq, mb, prec, ckpt, attn, accum, clip, step_s of one plain training loop on an H200.
+    python tests/bench/step_time.py [CSV ...]
+
+Without a file it takes tests/published/h200_plain_loop.csv.
 """
 
 from __future__ import annotations
 
-import csv
 import sys
 from itertools import combinations
 from pathlib import Path
+
+from rows import OURS, name_of, read_rows, strategy_of
 
 from sftplan.cost.estimate import StepTime
 from sftplan.cost.time import step_time
 from sftplan.facts.profiles import load_hardware
 from sftplan.facts.resolve import resolve_model
-from sftplan.facts.strategy import Attention, Checkpointing, Precision, Strategy
 from sftplan.step.batch import Batch
 from sftplan.step.repeat import MIDDLE, multiplicity
 from sftplan.step.simulate import few_layers, steady
 
-PRECISIONS = {"fp32": "fp32", "amp": "bf16-mixed", "fp16amp": "fp16-mixed", "bf16": "bf16-true"}
 APART = 1.1  # pairs that differ by less are no test of the order
 
 
 def predicted(row: dict[str, str]) -> StepTime:
     model = resolve_model(row["model"])
-    strategy = Strategy(
-        precision=Precision(PRECISIONS[row["prec"]]),
-        checkpointing=Checkpointing.FULL if int(row["ckpt"]) else Checkpointing.NONE,
-        micro_batch=int(row["mb"]),
-        accumulation=int(row["accum"] or 1),
-        attention=Attention(row["attn"]),
-        attention_dropout="model",
-        max_grad_norm=float(row["clip"] or 0),
-    )
-    length = int(row["seq"])
+    strategy, length = strategy_of(row), int(row["seq_len"])
     few = few_layers(model, length)
     times = {} if few is None else {MIDDLE: multiplicity(MIDDLE, model.num_layers)}
     tape = steady(
@@ -51,20 +43,16 @@ def in_order(times: list[tuple[float, float]]) -> float:
 
 def report(path: Path) -> None:
     times = []
-    with path.open() as file:
-        for row in csv.DictReader(file):
-            if row["status"] != "ok":
-                continue
-            time, measured = predicted(row), float(row["step_s"])
-            assert time.step_s is not None
-            times.append((measured, time.step_s))
-            what = " ".join(row[k] for k in ("model", "seq", "mb", "prec", "attn", "accum"))
-            parts = (time.compute_s, time.memory_s, time.dispatch_s, time.optimizer_s)
-            shares = " ".join(f"{1e3 * (part or 0.0):7.1f}" for part in parts)
-            error = 100 * (time.step_s / measured - 1)
-            print(
-                f"{what + ' ckpt' * int(row['ckpt']):44s} {1e3 * measured:8.1f} {1e3 * time.step_s:8.1f} ms {error:+6.1f} %  {shares}"
-            )
+    for row in read_rows(path):
+        time, measured = predicted(row), float(row["step_s"])
+        assert time.step_s is not None
+        times.append((measured, time.step_s))
+        parts = (time.compute_s, time.memory_s, time.dispatch_s, time.optimizer_s)
+        shares = " ".join(f"{1e3 * (part or 0.0):7.1f}" for part in parts)
+        error = time.step_s / measured - 1
+        print(
+            f"{name_of(row)} {1e3 * measured:8.1f} {1e3 * time.step_s:8.1f} ms {error:+7.1%} {shares}"
+        )
     errors = sorted(abs(p / m - 1) for m, p in times)
     print(
         f"{path.name}: {len(errors)} rows, mean |error| {100 * sum(errors) / len(errors):.1f} %, median "
@@ -73,14 +61,8 @@ def report(path: Path) -> None:
 
 
 def main() -> None:
-    paths = [Path(argument) for argument in sys.argv[1:]]
-    if not paths:
-        print("skipped: give one or more CSV files of measured step times")
-    for path in paths:
-        if path.exists():
-            report(path)
-        else:
-            print(f"skipped: {path} is not here")
+    for path in [Path(argument) for argument in sys.argv[1:]] or [OURS]:
+        report(path)
 
 
 if __name__ == "__main__":
