@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -158,6 +159,7 @@ def _demo(
         what = "a PLAN" if plan is not None else f"--{given[0].replace('_', '-')}"
         message = f"--demo and {what} exclude each other"
         raise UsageError(message, "--demo has a model and a machine of its own")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # on a busy machine, threads of tiny sums wait
     folder = out / "model"
     write_demo_model(folder)
     knobs = DEMO_KNOBS | {k: v for k, v in request.items() if v is not None}
