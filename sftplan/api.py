@@ -243,9 +243,14 @@ class _Rounds:
     def choice(self, machine: Hardware, workload: Workload) -> Any:
         """What to train with on a machine."""
         from sftplan.cost.evaluate import Evaluator, Tapes
+        from sftplan.facts.hardware import Host
         from sftplan.search.choose import choose
-        from sftplan.search.coster import machine_key
+        from sftplan.search.coster import machine_key, missing_host_bytes
 
+        alike = machine_key(dataclasses.replace(machine, host=Host()))
+        known = self._choices.get(alike)
+        if known is not None and not missing_host_bytes(known.estimate, machine):
+            return known  # leaves the host alone, so any that is large enough will do
         key = machine_key(machine)
         if key not in self._choices:
             size = (machine.num_gpus, machine.gpus_per_node)
@@ -268,7 +273,10 @@ class _Rounds:
                 minimize=self.request.minimize,
                 evaluator=self._evaluators[size],
             )
-        return self._choices[key]
+        choice = self._choices[key]
+        if choice.verdict != "does_not_fit" and choice.strategy.offload == "none":
+            self._choices[alike] = choice
+        return choice
 
     def row(self, machine: Hardware) -> Row:
         """The row of one machine; what it alone cannot do is the row's reason."""

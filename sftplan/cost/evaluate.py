@@ -206,6 +206,9 @@ class Evaluator:
 
     def _memory(self, strategy: Strategy, hardware: Hardware) -> GpuMemory:
         key = (strategy, chip_of(hardware.gpu))
+        if self.quick:
+            many = min(strategy.accumulation, STEADY_PASSES)
+            key = (replace(strategy, accumulation=many), HOPPER)
         if key not in self._peaks:
             self._peaks[key] = self._quick_peaks(*key) if self.quick else self._exact_peaks(*key)
         peaks = self._peaks[key]
