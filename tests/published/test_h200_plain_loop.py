@@ -1,4 +1,4 @@
-"""The tape against steps measured on an H200: none of these rows set a constant."""
+"""The tape against steps measured on an H200: no constant was fitted to them, but they were looked at."""
 
 from __future__ import annotations
 
