@@ -89,9 +89,7 @@ class Update:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
             if self.master:
-                for weight in bucket.weights:
-                    gradient = weight.parameter.grad
-                    weight.own.grad = None if gradient is None else gradient.float()
+                _copy_gradients(bucket.weights)
             if self.eight_bit:
                 if not bool(skip):
                     torch._foreach_div_(self._gradients(bucket), divisor)
@@ -145,6 +143,15 @@ class Update:
         if self.eight_bit and part == "step":
             return int(value)
         return value.to(own.device, copy=True)
+
+
+def _copy_gradients(weights: Iterable[_Weight]) -> None:
+    """The gradients in fp32 on the master copies, in few kernels."""
+    found = [(w.own, w.parameter.grad) for w in weights if w.parameter.grad is not None]
+    copies = [torch.empty_like(gradient, dtype=torch.float32) for _, gradient in found]
+    torch._foreach_copy_(copies, [gradient for _, gradient in found])
+    for (own, _), copy in zip(found, copies, strict=True):
+        own.grad = copy
 
 
 def buckets(weights: list[_Weight], limit: int) -> list[list[_Weight]]:
