@@ -48,9 +48,13 @@ class LossScale:
             self.value, self.good_steps = self.value * 2, 0
 
 
+def unmarked(_: str) -> None:
+    """Training does not look at the phases of a step."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stepper:
-    """All that a step works with."""
+    """All that a step works with; `mark` is told which phase begins, for the dry run to measure it."""
 
     model: Any
     update: Update
@@ -62,6 +66,7 @@ class Stepper:
     scale: LossScale | None = None
     response: Callable[..., Tensor] = field(default=loss_functions(compiled=False)[0])
     chunk: Callable[..., Any] = field(default=loss_functions(compiled=False)[1])
+    mark: Callable[[str], None] = field(default=unmarked)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,13 +107,19 @@ def train_step(
     factor = torch.full((), scale / num_targets, device=stepper.device)
     total = torch.zeros((), device=stepper.device)
     for inputs in passes:
+        stepper.mark("forward")
         loss = scaled_loss(stepper, inputs, factor)
+        stepper.mark("backward")
         loss.backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
         del loss
     if stepper.world_size > 1:
+        stepper.mark("communication")
         _sum_over_ranks(stepper, total)
-    return _update(stepper, total / scale, scale, learning_rate)
+    stepper.mark("optimizer")
+    outcome = _update(stepper, total / scale, scale, learning_rate)
+    stepper.mark("end")
+    return outcome
 
 
 def scaled_loss(stepper: Stepper, inputs: Inputs, factor: Tensor) -> Tensor:
