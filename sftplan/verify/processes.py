@@ -1,0 +1,144 @@
+"""Fresh processes for a dry run, one per GPU: started, waited for, and gone whatever happens here.
+
+One that runs out of memory leaves its numbers and ends; the others, which may be waiting for it in a
+collective for ever, are then ended too: that is how the ranks agree on an out-of-memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from sftplan.errors import (
+    DriftError,
+    MispredictedError,
+    NotReadyError,
+    SftplanError,
+    TrainingFailedError,
+    UsageError,
+)
+from sftplan.verify.request import log_file, result_file
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    Processes = list[subprocess.Popen[bytes]]
+
+GRACE_S = 5.0  # for the others, once a rank has ended early
+POLL_S = 0.05
+LOG_LINES = 12  # of a process that died, in the message
+ERRORS: dict[int, type[SftplanError]] = {
+    int(kind.exit_code): kind
+    for kind in (UsageError, DriftError, NotReadyError, MispredictedError, TrainingFailedError)
+}
+
+
+def run_processes(
+    folder: Path, ranks: int, *, module: str = "sftplan.verify.child", timeout_s: float
+) -> list[dict[str, Any]]:
+    """What each rank left; of ranks that were ended because another one failed, nothing.
+
+    Raises:
+        SftplanError: A rank could not begin, died, or took longer than `timeout_s`.
+        KeyboardInterrupt: After Ctrl-C, with every process gone.
+    """
+    processes: Processes = []
+    try:
+        port = _free_port() if ranks > 1 else 0
+        for rank in range(ranks):
+            processes.append(_start(folder, rank, ranks, port, module))
+        _wait(processes, timeout_s)
+    finally:
+        for process in processes:
+            _end(process)
+    results = [_result(folder, rank) for rank in range(ranks)]
+    _raise_errors(folder, processes, results)
+    return [found for found in results if found is not None]
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def _start(folder: Path, rank: int, ranks: int, port: int, module: str) -> subprocess.Popen[bytes]:
+    """One rank in a session of its own, so that all that it starts can be ended with it."""
+    place: dict[str, object] = {}
+    if ranks > 1:
+        place = {
+            "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "SFTPLAN_RANKS": ranks,
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+        }  # fmt: skip
+    with log_file(folder, rank).open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", module, str(folder.resolve())],
+            env=os.environ | {name: str(value) for name, value in place.items()},
+            stdin=subprocess.PIPE,  # ends when we do
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+
+def _wait(processes: Processes, timeout_s: float) -> None:
+    """Until all have ended; after one has failed the others get a grace period."""
+    deadline = time.monotonic() + timeout_s
+    failed = False
+    while any(process.poll() is None for process in processes):
+        if not failed and any(process.returncode for process in processes):
+            failed = True
+            deadline = min(deadline, time.monotonic() + GRACE_S)
+        if time.monotonic() > deadline:
+            if failed:
+                return
+            message = f"the dry run has not ended in {timeout_s:,.0f} s"
+            raise TrainingFailedError(message, "fewer `--steps`, or a smaller `--accumulation`")
+        time.sleep(POLL_S)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Make sure that a process and what it started are gone."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
+
+
+def _result(folder: Path, rank: int) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = json.loads(result_file(folder, rank).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return found
+
+
+def _raise_errors(folder: Path, processes: Processes, results: list[dict[str, Any] | None]) -> None:
+    """The first error that a rank left, or that one died without a word."""
+    for found in results:
+        if found is not None and "error" in found:
+            kind = ERRORS.get(found["exit_code"], TrainingFailedError)
+            raise kind(found["error"], found["hint"])
+    if any(found is not None and "out_of_memory" in found for found in results):
+        return  # the others were ended, which is no failure of theirs
+    for rank, (process, found) in enumerate(zip(processes, results, strict=True)):
+        if found is None:
+            code = process.returncode
+            cause = f"signal {-code}" if code < 0 else f"code {code}"
+            if code == -signal.SIGKILL:
+                cause += ", as the system ends a process when the host runs out of memory"
+            message = f"rank {rank} of the dry run ended with {cause}:\n{_tail(folder, rank)}"
+            raise TrainingFailedError(message, "`sftplan env` describes this machine for a report")
+
+
+def _tail(folder: Path, rank: int) -> str:
+    text = log_file(folder, rank).read_text(encoding="utf-8", errors="replace")
+    return "\n".join(text.splitlines()[-LOG_LINES:]) or "it wrote nothing"

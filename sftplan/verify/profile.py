@@ -1,0 +1,125 @@
+"""The dry run on GPUs, as the process sees it that asked for it: start, merge, say what disturbed it."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sftplan.detect.gpus import detect
+from sftplan.errors import NotReadyError
+from sftplan.train.drift import check_drift
+from sftplan.verify.occupancy import all_taken_bytes, taken_meanwhile
+from sftplan.verify.processes import run_processes
+from sftplan.verify.rehearse import cap_bytes, check_larger
+from sftplan.verify.request import Request, write_request
+
+if TYPE_CHECKING:
+    from sftplan.plan.record import Plan
+
+MIN_STEPS, MAX_STEPS = 4, 12
+TIMED_S = 20.0  # of steps, where nobody says how many; long steps vary little
+START_S = 600.0  # imports, building, compiling: beyond it something hangs
+PATIENCE = 20.0  # times the predicted seconds
+
+
+def default_steps(plan: Plan) -> int:
+    """How many steps are timed where nobody says it."""
+    seconds = plan.time.step_s or 1.0
+    return max(MIN_STEPS, min(MAX_STEPS, round(TIMED_S / seconds)))
+
+
+def measure_here(
+    plan: Plan,
+    *,
+    steps: int | None = None,
+    rehearse: str | None = None,
+    snapshot: str | None = None,
+    data: str | None = None,
+    tokenizer: str | None = None,
+    cpu: bool = False,
+    timeout_s: float | None = None,
+) -> dict[str, Any]:
+    """What the dry run measured, over all ranks: memory of the fullest GPU, time of rank 0.
+
+    Raises:
+        SftplanError: There is no such GPU, or a process of the dry run died.
+    """
+    if not cpu:
+        check_here(plan, rehearse=rehearse is not None)
+    request = Request(
+        steps=default_steps(plan) if steps is None else steps,
+        data=None if data is None else str(Path(data).resolve()),
+        tokenizer=tokenizer,
+        cap_bytes=None if rehearse is None else cap_bytes(plan, rehearse),
+        snapshot=None if snapshot is None else _part(snapshot),
+        cpu=cpu,
+    )
+    ranks = 1 if cpu else plan.inputs.hardware.num_gpus
+    limit = timeout_s
+    if limit is None:
+        limit = START_S + PATIENCE * (plan.time.step_s or 1.0) * (request.steps + 8)
+    before = None if cpu else all_taken_bytes()
+    with tempfile.TemporaryDirectory(prefix="sftplan-verify-") as name:
+        folder = Path(name)
+        write_request(plan, request, folder)
+        try:
+            results = run_processes(folder, ranks, timeout_s=limit)
+            if request.snapshot is not None and Path(request.snapshot).exists():
+                Path(request.snapshot).replace(str(snapshot))
+        finally:
+            if request.snapshot is not None:
+                Path(request.snapshot).unlink(missing_ok=True)
+    after = None if cpu else all_taken_bytes()
+    found = merged(results)
+    found["taken_meanwhile_bytes"] = taken_meanwhile(before, after, results)
+    return found
+
+
+def check_here(plan: Plan, *, rehearse: bool) -> None:
+    """Whether this machine can prove the plan.
+
+    Raises:
+        NotReadyError: There is no GPU.
+        DriftError: It is another one, or, for a rehearsal, a smaller one.
+    """
+    try:
+        machine = detect()
+    except NotReadyError as error:
+        hint = (
+            "`sftplan verify PLAN --no-gpu` traces the plan here; where the GPU is, "
+            "`sftplan verify PLAN` measures it"
+        )
+        raise NotReadyError(error.message, hint) from None
+    check_drift(plan, None if rehearse else machine)
+    if rehearse:
+        check_larger(plan, machine)
+
+
+def _part(snapshot: str) -> str:
+    """Beside its place, so that it is there whole or not at all."""
+    target = Path(snapshot).resolve()
+    return str(target.with_name(f".{target.name}.part"))
+
+
+MOST = ("peak_allocated_bytes", "peak_reserved_bytes", "used_bytes", "outside_bytes")
+
+
+def merged(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """One result of all ranks: the most memory on a GPU, host memory together, times of rank 0.
+
+    >>> ranks = [{"used_bytes": 3, "host_peak_bytes": 1, "step_s": 0.5}, {"used_bytes": 4, "host_peak_bytes": 1}]
+    >>> merged(ranks) == {"used_bytes": 4, "host_peak_bytes": 2, "step_s": 0.5}
+    True
+    """
+    for found in results:
+        if "out_of_memory" in found:
+            return dict(found)
+    first = dict(results[0])
+    for key in MOST:
+        values = [found[key] for found in results if found.get(key) is not None]
+        if values:
+            first[key] = max(values)
+    if "host_peak_bytes" in first:
+        first["host_peak_bytes"] = sum(found["host_peak_bytes"] for found in results)
+    return first

@@ -1,0 +1,270 @@
+"""A dry run inside its process: build, the worst batch, then typical ones; numbers come back.
+
+The model has random weights, of which neither memory nor time depends, and nothing is written.
+"""
+
+from __future__ import annotations
+
+import gc
+import resource
+import statistics
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import distributed
+
+from sftplan.train.attention import choose_kernel
+from sftplan.train.inputs import Layout, prefetched, to_device
+from sftplan.train.job import Job
+from sftplan.train.launch import versions
+from sftplan.train.material import check_supported, gather_material, shape_of
+from sftplan.train.metrics import finite, peak_flops_per_s
+from sftplan.train.model import config_of, device_of, product_dtype, without_pad_token
+from sftplan.train.session import build_stepper, place_of_process
+from sftplan.train.settings import Settings
+from sftplan.train.step import Reading, train_step
+from sftplan.verify.live import Recorder
+from sftplan.verify.occupancy import taken_bytes
+from sftplan.verify.phases import Clock, MemoryWatch, Place
+from sftplan.verify.worst import made_up_batches, worst_micro_batch
+
+if TYPE_CHECKING:
+    from sftplan.data.batches import Batches
+    from sftplan.plan.record import Plan
+    from sftplan.train.inputs import Inputs
+    from sftplan.train.step import Outcome, Stepper
+    from sftplan.verify.request import Request
+
+UNSTEADY_STEPS = 2  # the first creates the optimizer's states, the second fills the cache
+WORST_STEPS = 2  # measured ones
+WORST_PASSES = 2  # from the second pass on gradients are there: all later ones are like it
+KIB = 1024
+
+
+@dataclass(slots=True, kw_only=True)
+class DryRun:
+    """What the steps of a dry run work with."""
+
+    plan: Plan
+    request: Request
+    device: torch.device
+    rank: int
+    world_size: int
+    taken_before_bytes: int | None
+    at: Place
+    note: str | None = None
+
+
+def dry_run(
+    plan: Plan, request: Request, *, taken_before_bytes: int | None = None
+) -> dict[str, Any]:
+    """Everything that was measured, or where memory ran out; JSON's types only.
+
+    `taken_before_bytes` is what was taken on this GPU before this process created its context, for
+    a process that makes several dry runs; without it, now is before.
+    """
+    check_supported(plan)
+    place = place_of_process()
+    before = taken_before_bytes
+    if before is None and not request.cpu:
+        before = taken_bytes(place.local_rank)
+    device = device_of(cpu=request.cpu, local_rank=place.local_rank)
+    _cap(request, device)
+    if place.world_size > 1:
+        distributed.init_process_group("gloo" if device.type == "cpu" else "nccl")
+    run = DryRun(
+        plan=plan, request=request, device=device, rank=place.rank, at=Place(),
+        world_size=place.world_size, taken_before_bytes=before,
+    )  # fmt: skip
+    try:
+        found = _measured(run)
+    except torch.OutOfMemoryError as error:
+        found = {"out_of_memory": _out_of_memory(run, error)}
+    return finite({**found, "versions": _versions(device), "note": run.note})  # type: ignore[no-any-return]
+
+
+def _cap(request: Request, device: torch.device) -> None:
+    """Leave PyTorch no more than a smaller card would."""
+    if request.cap_bytes is not None and device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(request.cap_bytes / total, device)
+
+
+def _measured(run: DryRun) -> dict[str, Any]:
+    stepper, layout, found = _built(run)
+    if run.device.type == "cuda":  # as training does before its first step
+        torch.cuda.empty_cache()
+    recording = run.request.timeline and run.device.type == "cuda"
+    recorder = Recorder(stepper, on=recording, snapshot=run.request.snapshot)
+    with without_pad_token(stepper.model):
+        worst = worst_micro_batch(found)
+        passes = min(run.plan.strategy.accumulation, WORST_PASSES)
+        inputs = [to_device(worst, layout, run.device)] * passes
+        memory, first_s = _worst_steps(run, stepper, inputs, worst.num_targets, recorder)
+        outside = _outside_bytes(run)
+        del inputs
+        time_found = _typical_steps(run, stepper, found, layout)
+    return {
+        **memory,
+        **time_found,
+        "first_step_s": first_s,
+        "timeline": recorder.timeline,
+        "outside_bytes": outside,
+        "outside_later_bytes": _outside_bytes(run),
+        "host_peak_bytes": _host_peak_bytes(),
+        "used_bytes": _used_bytes(run),
+    }
+
+
+def _built(run: DryRun) -> tuple[Stepper, Layout, Batches]:
+    """The stepper as training builds it, and batches that training would see."""
+    plan, strategy, request = run.plan, run.plan.strategy, run.request
+    shape = shape_of(plan)
+    settings = Settings(random_weights=True, cpu=request.cpu, tokenizer=request.tokenizer)
+    config = config_of(shape, attention_dropout=strategy.attention_dropout)
+    low = product_dtype(strategy.precision)
+    kernel = choose_kernel(strategy.attention, device=run.device, low=low, config=config)
+    run.note = kernel.note
+    num_steps = UNSTEADY_STEPS + request.steps + 1
+    if request.data is None:
+        found = made_up_batches(plan, num_steps=num_steps, world_size=run.world_size)
+    else:
+        job = Job(plan=plan, data=request.data, out=Path(), settings=settings)
+        found = gather_material(job, world_size=run.world_size).training
+        found = replace(found, epochs=max(found.epochs, num_steps / found.steps_per_epoch))
+    stepper = build_stepper(
+        plan, config, kernel, settings, device=run.device, world_size=run.world_size
+    )
+    return stepper, Layout(flat=kernel.flat, packed=strategy.packing), found
+
+
+def _step(run: DryRun, stepper: Stepper, inputs: Any, num_targets: int) -> Outcome:
+    run.at.step += 1
+    return train_step(
+        stepper, inputs, num_targets=max(num_targets, 1), learning_rate=Settings().learning_rate
+    )
+
+
+def _worst_steps(
+    run: DryRun, stepper: Stepper, inputs: list[Inputs], targets: int, recorder: Recorder
+) -> tuple[dict[str, Any], float]:
+    """Memory of steady steps of nothing but the worst batch, and seconds of the first step."""
+    watch = MemoryWatch(run.device)
+
+    def mark(phase: str) -> None:
+        run.at.mark(phase)
+        watch.mark(phase)
+
+    watched = replace(stepper, mark=mark)
+    targets *= len(inputs) * run.world_size
+    start, first_s = time.perf_counter(), 0.0
+    for number in range(UNSTEADY_STEPS + WORST_STEPS):
+        if number == UNSTEADY_STEPS:
+            watch.restart()
+        outcome = _step(run, watched, inputs, targets)
+        Reading(outcome.loss).values()
+        first_s = first_s or time.perf_counter() - start
+    watch.settle()
+    recorder.record(lambda recording: _step(run, recording, inputs, targets))
+    found = {
+        "peak_allocated_bytes": watch.allocated_bytes,
+        "peak_reserved_bytes": watch.reserved_bytes or None,
+        "phase_peak_bytes": watch.peaks,
+    }
+    return found, first_s
+
+
+def _typical_steps(run: DryRun, stepper: Stepper, found: Batches, layout: Layout) -> dict[str, Any]:
+    """Times of the steps that training would take, read one behind as training does."""
+    clock = Clock(run.device)
+
+    def mark(phase: str) -> None:
+        run.at.mark(phase)
+        clock.mark(phase)
+
+    marked = replace(stepper, mark=mark)
+    tokens: list[int] = []
+    pending: Reading | None = None
+    source = prefetched(found, layout, run.device, start=(0, 0), rank=run.rank)
+    gc.collect()
+    for _ in range(UNSTEADY_STEPS + run.request.steps):
+        asked = time.perf_counter()
+        ready = next(source)
+        clock.begin(time.perf_counter() - asked)
+        outcome = _step(run, marked, ready.inputs, ready.step.num_targets)
+        if pending is not None:
+            pending.values()
+        pending = Reading(outcome.loss)
+        tokens.append(ready.step.num_tokens)
+    assert pending is not None
+    loss = pending.values()[0]
+    clock.drop(UNSTEADY_STEPS - 1)  # the end of the last one is where the first interval begins
+    seconds = clock.step_seconds()
+    return {
+        "loss": loss,
+        "step_s": statistics.median(seconds),
+        "step_seconds": seconds,
+        "phase_s": clock.phase_seconds(),
+        **_speed(run, sum(tokens[UNSTEADY_STEPS:]) / sum(seconds)),
+    }
+
+
+def _speed(run: DryRun, tokens_per_s: float) -> dict[str, float | None]:
+    """Tokens per second over all ranks, and the share of the peak by the plan's count of FLOPs."""
+    peak = peak_flops_per_s(run.plan) if run.device.type == "cuda" else None
+    if not peak:
+        return {"tokens_per_s": tokens_per_s, "mfu_fraction": None}
+    flops = run.plan.compute.flops_per_token * tokens_per_s
+    return {"tokens_per_s": tokens_per_s, "mfu_fraction": flops / (peak * run.world_size)}
+
+
+def _used_bytes(run: DryRun) -> int | None:
+    """What the driver shows of this process: all that is taken, less what was before."""
+    now = None if run.device.type != "cuda" else taken_bytes(run.device.index)
+    if now is None or run.taken_before_bytes is None:
+        return None
+    return now - run.taken_before_bytes
+
+
+def _outside_bytes(run: DryRun) -> int | None:
+    """Context, loaded kernels and what other processes have taken meanwhile."""
+    used = _used_bytes(run)
+    return None if used is None else used - torch.cuda.memory_reserved(run.device)
+
+
+def _host_peak_bytes() -> int:
+    """The most memory that this process was resident with; Linux counts in KiB, macOS in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * KIB
+
+
+def _out_of_memory(run: DryRun, error: Exception) -> dict[str, Any]:
+    """The phase and the numbers of an allocation that failed."""
+    free, total = torch.cuda.mem_get_info(run.device)
+    return {
+        "phase": run.at.phase,
+        "step": run.at.step,
+        "allocated_bytes": torch.cuda.memory_allocated(run.device),
+        "reserved_bytes": torch.cuda.memory_reserved(run.device),
+        "peak_allocated_bytes": torch.cuda.max_memory_allocated(run.device),
+        "free_bytes": free,
+        "total_bytes": total,
+        "taken_before_bytes": run.taken_before_bytes,
+        "outside_bytes": _outside_bytes(run),
+        "message": str(error).splitlines()[0],
+    }
+
+
+def _versions(device: torch.device) -> dict[str, str | None]:
+    """Of what decides on the numbers."""
+    found = dict(versions())
+    if device.type == "cuda":
+        from sftplan.detect.nvml import read_driver_version
+
+        found |= {"cuda": torch.version.cuda, "driver": read_driver_version()}
+        found["gpu"] = torch.cuda.get_device_name(device)
+    return found
