@@ -28,6 +28,10 @@ def blocks_of(model: Any) -> list[torch.nn.Module]:
 
 def prepare_blocks(model: Any, *, checkpointing: Checkpointing, compiled: bool) -> None:
     """Make every block checkpointed, compiled, or both: compiled around the checkpoint."""
+    if compiled:
+        from sftplan.train.reductions import hold_whole_rows
+
+        hold_whole_rows()
     for block in blocks_of(model):
         forward = checkpointed(block.forward, checkpointing)
         if compiled:
