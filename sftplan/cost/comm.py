@@ -93,7 +93,9 @@ def host_link_bytes_per_s(hardware: Hardware) -> float:
 
 
 def cpu_adam_bytes_per_s(hardware: Hardware) -> float:
-    """Host memory as CPU Adam reaches it, all ranks of a node together: its bandwidth, or its cores."""
+    """Host memory as CPU Adam reaches it, all ranks of a node together: measured, or its bandwidth or cores."""
+    if hardware.rates.cpu_adam_bytes_per_s is not None:
+        return hardware.rates.cpu_adam_bytes_per_s
     bandwidth = hardware.rates.host_bytes_per_s
     cores = hardware.host.num_cpus
     return bandwidth if cores is None else min(bandwidth, cores * CPU_ADAM_BYTES_PER_S_PER_CORE)

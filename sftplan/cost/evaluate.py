@@ -55,6 +55,7 @@ def _speed_key(hardware: Hardware) -> tuple[object, ...]:
         rates.allreduce_fraction,
         rates.pcie_fraction,
         rates.host_bytes_per_s,
+        rates.cpu_adam_bytes_per_s,
     )
 
 

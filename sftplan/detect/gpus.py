@@ -11,6 +11,7 @@ from sftplan.detect.host import detect_host
 from sftplan.detect.nvml import Device, Inventory, pcie_bytes_per_s, read_inventory
 from sftplan.detect.visible import hint_of, order_matters, select
 from sftplan.errors import NotReadyError, UsageError
+from sftplan.facts.calibration import calibrated
 from sftplan.facts.hardware import Gpu, Hardware, Host, Source
 from sftplan.facts.profiles import profiles_of_nvml_name
 from sftplan.units import GIB, format_gib
@@ -142,7 +143,7 @@ def hardware_of(machine: Machine) -> Hardware:
     if least.reserved_bytes is not None:
         sources = {**rates.sources, "device_bytes": Source.MEASURED}
         rates = replace(rates, device_bytes=least.reserved_bytes, sources=sources)
-    return replace(
+    found = replace(
         profile,
         name=f"{profile.name}-mig" if least.parent_uuid else profile.name,
         gpu=gpu,
@@ -152,6 +153,7 @@ def hardware_of(machine: Machine) -> Hardware:
         memory_taken_bytes=_taken_bytes(devices, rates.device_bytes),
         notes=(*notes, *more),
     )
+    return calibrated(found)
 
 
 def profile_of(device: Device) -> Hardware:

@@ -58,6 +58,7 @@ class Rates:
     allreduce_fraction: float  # bus bandwidth of a large all-reduce over the link's
     pcie_fraction: float  # pinned copies over the host link's
     host_bytes_per_s: float  # streaming bandwidth of host memory
+    cpu_adam_bytes_per_s: float | None = None  # AdamW on the host, all cores; None: not measured
     sources: Mapping[str, Source] = field(default_factory=dict)
 
 
@@ -115,6 +116,7 @@ class Hardware:
     internode_bytes_per_s: float | None = None  # per GPU, one direction
     notes: tuple[str, ...] = ()
     offer: Offer | None = None
+    calibration: str | None = None  # when, with which versions and where, if rates were measured
     provenance: Provenance = field(default_factory=Provenance)
 
     @property

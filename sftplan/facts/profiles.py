@@ -6,13 +6,14 @@ built-in profile of that name; the hardware's notes say so.
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sftplan.errors import UsageError, did_you_mean
+from sftplan.facts.calibration import calibrated
+from sftplan.facts.folders import config_folder
 from sftplan.facts.offers import OfferRow, offered_hardware, read_offers
 from sftplan.facts.profile_file import read_profile
 
@@ -32,12 +33,8 @@ def _folder() -> Path:
 
 def user_folder() -> Path | None:
     """The user's own profiles; None where there is no home."""
-    configured = os.environ.get("XDG_CONFIG_HOME", "")
-    try:
-        base = Path(configured) if Path(configured).is_absolute() else Path.home() / ".config"
-    except RuntimeError:
-        return None
-    return base / "sftplan" / "profiles"
+    base = config_folder()
+    return None if base is None else base / "profiles"
 
 
 def _stems(folder: Path | None) -> list[str]:
@@ -121,7 +118,8 @@ def load_hardware(name: str, *, gpus: int | None = None, nodes: int | None = Non
     `gpus` is per node; of an offer it cannot exceed what the machine has.
     """
     wanted = normal_name(name)
-    found = _profile(wanted) or _offer(wanted)
+    profile = _profile(wanted)
+    found = _offer(wanted) if profile is None else calibrated(profile)
     if found is None:
         if not _looks_like_file(name):
             message = f"no hardware {name!r}"

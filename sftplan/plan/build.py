@@ -98,6 +98,7 @@ def hardware_facts(hardware: Hardware) -> HardwareFacts:
         internode_bytes_per_s=hardware.internode_bytes_per_s,
         usd_per_hour=None if price is None else price * hardware.num_nodes,
         price_as_of=hardware.price_as_of,
+        calibration=hardware.calibration,
         notes=list(hardware.notes),
     )
 

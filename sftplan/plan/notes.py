@@ -35,7 +35,7 @@ def find_sources(hardware: Hardware) -> dict[str, str]:
     """Where each figure of the plan is from, by its key in the plan."""
     rates = hardware.rates.sources
     time = [rates.get(name, Source.ASSUMED) for name in _TIME_RATES]
-    sources = {
+    sources: dict[str, str] = {
         "inputs.model": Source.FORMULA,
         "inputs.hardware.gpu": Source.DATASHEET,
         "memory.gpu.peak_allocated_bytes": Source.FORMULA,
@@ -48,8 +48,10 @@ def find_sources(hardware: Hardware) -> dict[str, str]:
     }
     if hardware.usd_per_hour is not None:
         sources["cost.usd_per_hour"] = Source.DATASHEET
+    if hardware.calibration is not None:
+        sources["calibration"] = hardware.calibration
     sources |= {f"inputs.hardware.rates.{name}": source for name, source in rates.items()}
-    return {key: source.value for key, source in sources.items()}
+    return {key: str(source) for key, source in sources.items()}
 
 
 def _attention_warnings(model: ModelShape, strategy: Strategy) -> list[str]:

@@ -58,6 +58,7 @@ class HardwareFacts:
     internode_bytes_per_s: float | None = None
     usd_per_hour: float | None = None
     price_as_of: str | None = None
+    calibration: str | None = None
     notes: list[str] = field(default_factory=list)
 
 

@@ -25,7 +25,7 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 def main(folder: Path) -> int:
     """The exit code; what is expected to go wrong is in the result."""
-    _end_with_parent()
+    end_with_parent()
     rank = int(os.environ.get("RANK", "0"))
     try:
         plan, request = read_request(folder)
@@ -42,7 +42,7 @@ def main(folder: Path) -> int:
     return code
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """No process stays on a GPU whose measuring nobody waits for any more."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,0 +1,166 @@
+"""Rates that explain the measured steps best: least squares over three physical parameters.
+
+The parameters are how fast products run, how fast memory streams and how long the host needs for an
+operation. No step has a factor of its own, and none of the model's constants moves.
+
+    minimise  Σ_i (ln p_i(θ) / t_i)² / σ²  +  Σ_j θ_j² / τ_j²
+
+with p_i the predicted and t_i the measured seconds of step i, and θ_j the logarithm of rate j over
+where it starts: at what single kernels measured, or else at the profile's figure. σ is how well the
+model of a step can do at best; τ how far the rates of a whole step may lie from those of single
+kernels, so that one dry run moves little and many decide. Solved by Gauss-Newton with derivatives by
+differences.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from sftplan.cost.evaluate import Tapes
+from sftplan.cost.time import step_time
+from sftplan.errors import SftplanError
+from sftplan.facts.calibration import FITTED, with_rates
+from sftplan.facts.resolve import resolve_model
+from sftplan.facts.strategy import (
+    Allocator,
+    Attention,
+    Checkpointing,
+    Loss,
+    Offload,
+    Optimizer,
+    Precision,
+    Strategy,
+)
+from sftplan.facts.workload import LengthStatistics, Workload
+from sftplan.step.repeat import MIDDLE, multiplicity
+from sftplan.step.simulate import few_layers
+from sftplan.step.tape import HOPPER
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from sftplan.facts.calibration import Calibration, Observation
+    from sftplan.facts.hardware import Hardware
+
+STEP_SIGMA = 0.03  # what the time model leaves unexplained of a step, as a share; assumed
+TAU_MEASURED = 0.10  # of a rate that was measured on single kernels; assumed
+TAU_PROFILE = 0.25  # of a profile's figure; assumed: hosts differ by a quarter
+MOST_LOG = math.log(2.0)  # a rate beyond half or twice its start is no correction any more
+ROUNDS = 12
+DIFFERENCE = 0.01
+KINDS: dict[str, Callable[[Any], Any]] = {
+    "precision": Precision, "offload": Offload, "checkpointing": Checkpointing, "attention": Attention,
+    "loss": Loss, "optimizer": Optimizer, "allocator": Allocator,
+}  # fmt: skip
+
+
+def fitted_rates(calibration: Calibration, hardware: Hardware) -> dict[str, float]:
+    """The fitted rates by name; empty without dry runs that can be predicted."""
+    start = with_rates(hardware, replace(calibration, fitted={}), where="")
+    steps = [
+        (found, each.step_s) for each in calibration.observations if (found := predictor(each))
+    ]
+    if not steps:
+        return {}
+    taus = [TAU_MEASURED if name in calibration.measured else TAU_PROFILE for name in FITTED]
+
+    def residuals(theta: Sequence[float]) -> list[float]:
+        machine = scaled(start, theta)
+        return [math.log(predict(machine) / seconds) for predict, seconds in steps]
+
+    theta = minimised(residuals, taus, sigma=STEP_SIGMA)
+    return {name: getattr(scaled(start, theta).rates, name) for name in FITTED}
+
+
+def scaled(hardware: Hardware, theta: Sequence[float]) -> Hardware:
+    """The hardware with each fitted rate times e^θ."""
+    rates: dict[str, Any] = {
+        name: getattr(hardware.rates, name) * math.exp(value)
+        for name, value in zip(FITTED, theta, strict=True)
+    }
+    return replace(hardware, rates=replace(hardware.rates, **rates))
+
+
+def predictor(observation: Observation) -> Callable[[Hardware], float] | None:
+    """Seconds of an observed step on any rates; None where its model is not to be had any more."""
+    try:
+        model = resolve_model(observation.model)
+    except SftplanError:
+        return None
+    knobs = dict(observation.strategy)
+    strategy = Strategy(**{k: KINDS[k](v) if k in KINDS else v for k, v in knobs.items()})
+    workload = workload_of(observation.workload)
+    tape = Tapes(model, workload).steady(strategy, HOPPER, 1, typical=True)
+    few = few_layers(model, workload.seq_len)
+    times = {} if few is None else {MIDDLE: multiplicity(MIDDLE, model.num_layers)}
+
+    def predict(hardware: Hardware) -> float:
+        seconds = step_time(tape, times, strategy, workload, model, hardware).step_s
+        assert seconds is not None
+        return seconds
+
+    return predict
+
+
+def workload_of(fields: dict[str, Any]) -> Workload:
+    """The workload in an observation."""
+    lengths = fields.get("lengths")
+    if lengths is not None:
+        pairs = {k: tuple(tuple(p) for p in lengths[k]) for k in ("padded_means", "histogram")}
+        lengths = LengthStatistics(**(lengths | pairs))
+    return Workload(seq_len=fields["seq_len"], global_batch=fields["global_batch"], lengths=lengths)
+
+
+def minimised(
+    residuals: Callable[[Sequence[float]], list[float]], taus: Sequence[float], *, sigma: float
+) -> list[float]:
+    """θ at the least Σ r²/σ² + Σ θ²/τ², each |θ| at most `MOST_LOG`.
+
+    >>> [round(x, 4) for x in minimised(lambda t: [t[0] - 0.1, t[0] + t[1] - 0.3], [10.0, 10.0], sigma=0.01)]
+    [0.1, 0.2]
+    """
+    theta = [0.0] * len(taus)
+    for _ in range(ROUNDS):
+        here = residuals(theta)
+        columns = []
+        for j in range(len(theta)):
+            beside = [value + (DIFFERENCE if i == j else 0.0) for i, value in enumerate(theta)]
+            columns.append(
+                [(b - a) / DIFFERENCE for a, b in zip(here, residuals(beside), strict=True)]
+            )
+        matrix = [[_dot(a, b) / sigma**2 for b in columns] for a in columns]
+        right = []
+        for j, tau in enumerate(taus):
+            matrix[j][j] += 1 / tau**2
+            right.append(-_dot(columns[j], here) / sigma**2 - theta[j] / tau**2)
+        change = solved(matrix, right)
+        theta = [max(-MOST_LOG, min(MOST_LOG, t + c)) for t, c in zip(theta, change, strict=True)]
+        if max(abs(c) for c in change) < 1e-5:
+            break
+    return theta
+
+
+def _dot(a: Sequence[float], b: Sequence[float]) -> float:
+    return sum(x * y for x, y in zip(a, b, strict=True))
+
+
+def solved(matrix: Sequence[Sequence[float]], right: Sequence[float]) -> list[float]:
+    """x of A·x = b by Gaussian elimination with pivots.
+
+    >>> solved([[2.0, 1.0], [1.0, 3.0]], [3.0, 5.0])
+    [0.8, 1.4]
+    """
+    rows = [[*row, value] for row, value in zip(matrix, right, strict=True)]
+    size = len(rows)
+    for i in range(size):
+        pivot = max(range(i, size), key=lambda r: abs(rows[r][i]))
+        rows[i], rows[pivot] = rows[pivot], rows[i]
+        for r in range(i + 1, size):
+            factor = rows[r][i] / rows[i][i]
+            rows[r] = [a - factor * b for a, b in zip(rows[r], rows[i], strict=True)]
+    x = [0.0] * size
+    for i in reversed(range(size)):
+        x[i] = (rows[i][-1] - _dot(rows[i][i + 1 : -1], x[i + 1 :])) / rows[i][i]
+    return x
