@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 # What an unknown GPU and its host are taken to reach: the middle of what was measured on others.
-DEFAULT_RATES: dict[str, float] = {
+DEFAULT_RATES: dict[str, float | None] = {
     "matmul_fraction": 0.75,
     "hbm_fraction": 0.85,
     "context_bytes": 500 * MIB,
@@ -26,6 +26,7 @@ DEFAULT_RATES: dict[str, float] = {
     "allreduce_fraction": 0.75,
     "pcie_fraction": 0.78,
     "host_bytes_per_s": 45e9,
+    "cpu_adam_bytes_per_s": None,  # by the host's cores and its bandwidth
 }
 DEFAULT_UNUSABLE_BYTES = 512 * MIB
 
@@ -158,9 +159,11 @@ def _rates(values: dict[str, Any]) -> Rates:
     figures: dict[str, Any] = {}
     for key, field in RATES.items():
         value = values.get(key, DEFAULT_RATES[key])
-        figures[key] = value if field.kind == "integer" else float(value)
+        figures[key] = value if value is None or field.kind == "integer" else float(value)
     sources = {
-        key: stated.get(key, Source.ASSUMED) if key in values else Source.ASSUMED for key in RATES
+        key: stated.get(key, Source.ASSUMED) if key in values else Source.ASSUMED
+        for key in RATES
+        if figures[key] is not None
     }
     return Rates(**figures, sources=sources)
 

@@ -45,6 +45,7 @@ RATES: Mapping[str, Field] = {
     "allreduce_fraction": _SHARE,
     "pcie_fraction": _SHARE,
     "host_bytes_per_s": _BANDWIDTH,
+    "cpu_adam_bytes_per_s": _BANDWIDTH,
 }
 
 GPU: Mapping[str, Field] = {
