@@ -115,11 +115,19 @@ def learn(plan: Plan, found: dict[str, Any]) -> Path | None:
     others = [old for old in known.observations if old.plan_sha256 != new.plan_sha256]
     observations = [*others, new][-MAX_OBSERVATIONS:]
     made = dataclasses.replace(
-        known, observations=observations, measured_at=_today(), driver=machine.driver_version,
-        versions=dict(versions()), measured=known.measured | _context(observations),
-    )  # fmt: skip
-    made = dataclasses.replace(made, fitted=fitted_rates(made, hardware))
-    return write_calibration(made)
+        known, measured_at=_today(), driver=machine.driver_version, versions=dict(versions())
+    )
+    return write_calibration(with_observations(made, observations, hardware))
+
+
+def with_observations(
+    known: Calibration, observations: list[Observation], hardware: Hardware
+) -> Calibration:
+    """A calibration that these dry runs have refined."""
+    made = dataclasses.replace(
+        known, observations=observations, measured=known.measured | _context(observations)
+    )
+    return dataclasses.replace(made, fitted=fitted_rates(made, hardware))
 
 
 def _context(observations: list[Observation]) -> dict[str, float]:

@@ -1,18 +1,69 @@
-"""Errors of the rows that verify_h200.py wrote, for calibration and held out; and a calibration from the first half."""
+"""Errors of the rows that verify_h200.py wrote: as planned, and after calibration on one half of them."""
 
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any
+
+from verify_cases import h200, plan_of
+
+from sftplan.facts.calibration import Calibration, read_calibration, with_rates
+from sftplan.facts.hardware import Hardware
+from sftplan.verify.calibrate import observation_of, with_observations
 
 QUANTITIES = ("allocated", "reserved", "used", "step_s")
 
 
 def judge(path: Path, calibration: Path | None) -> None:
-    """Print mean and worst error of each quantity, by half, and the rows that are off most."""
+    """Print mean and worst error of each quantity by half, before and after calibration.
+
+    `calibration` is a file of `sftplan detect --calibrate` to start from; without it, the profile.
+    """
     with path.open(newline="") as stream:
         rows = [row for row in csv.DictReader(stream) if row["status"] == "ok"]
+    print("as the profile has it")
+    _report(rows)
+    machine = calibrated_on([row for row in rows if row["half"] == "calibration"], calibration)
+    rates = {name: round(getattr(machine.rates, name), 4) for name in ("matmul_fraction", "hbm_fraction", "dispatch_scale", "context_bytes")}  # fmt: skip
+    print(f"calibrated: {rates}, profile {h200().rates.context_bytes}")
+    _report([_again(row, machine) for row in rows])
+
+
+def calibrated_on(rows: list[dict[str, str]], file: Path | None) -> Hardware:
+    """The H200 with what `verify` would have learned from these dry runs."""
+    from verify_h200 import case_of
+
+    start = _empty() if file is None else replace(read_calibration(file), observations=[])
+    seen = []
+    for row in rows:
+        outside = row["outside_bytes"]
+        found = {"step_s": float(row["step_s"]), "outside_bytes": int(outside) if outside else None}
+        seen.append(observation_of(plan_of(case_of(row)), found))
+    return with_rates(h200(), with_observations(start, seen, h200()), where="this half")
+
+
+def _empty() -> Calibration:
+    gpu = h200().gpu
+    return Calibration(
+        gpu=gpu.nvml_name, memory_bytes=gpu.memory_bytes, measured_at="", driver=None, versions={}, measured={}
+    )  # fmt: skip
+
+
+def _again(row: dict[str, str], machine: Hardware) -> dict[str, Any]:
+    """The row with the prediction that a plan makes on the calibrated machine."""
+    from verify_h200 import case_of
+
+    plan = plan_of(case_of(row), machine)
+    return row | {
+        "used_predicted": plan.memory.gpu.used_bytes,
+        "step_s_predicted": plan.time.step_s,
+    }
+
+
+def _report(rows: list[dict[str, Any]]) -> None:
     for half in ("calibration", "held-out"):
         chosen = [row for row in rows if row["half"] == half]
         print(f"{half}: {len(chosen)} rows")
@@ -26,6 +77,6 @@ def judge(path: Path, calibration: Path | None) -> None:
                 )
 
 
-def _error(row: dict[str, str], quantity: str) -> float:
+def _error(row: dict[str, Any], quantity: str) -> float:
     """predicted / measured - 1."""
     return float(row[f"{quantity}_predicted"]) / float(row[quantity]) - 1
