@@ -322,6 +322,12 @@ def verify(plan: Plan, **options: Any) -> Any:
     return _entry("sftplan.verify.dry_run", "verify", "verify")(plan, **options)
 
 
+def calibrate() -> Path:
+    """Measure what this machine's GPU and host reach, for the plans to come; the file that keeps it."""
+    kept: Path = _entry("sftplan.verify.calibrate", "calibrate", "calibrate")()[1]
+    return kept
+
+
 def launch(plan: Plan, *, data: str | Path, out: str | Path, **options: Any) -> Any:
     """Run the training of a plan on `data`, with everything it writes in the folder `out`."""
     return _entry("sftplan.train.launch", "launch", "launch")(plan, data=data, out=out, **options)

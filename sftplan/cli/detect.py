@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import sftplan.api
 from sftplan.cli.help import command
 from sftplan.cli.options import common_options, option
 from sftplan.cli.output import print_json, print_text, talk
@@ -22,11 +23,14 @@ if TYPE_CHECKING:
         "sftplan detect",
         "sftplan detect --json",
         "sftplan detect --save my-machine.toml",
+        "sftplan detect --calibrate",
     ],
 )
 @option("--save", metavar="FILE", help="Write the machine as a file for --hardware.")
+@option("--calibrate", is_flag=True,
+        help="Measure what the GPU and its host reach, for the plans to come.")  # fmt: skip
 @common_options
-def detect(*, save: str | None, as_json: bool, quiet: bool, verbose: int) -> None:
+def detect(*, save: str | None, calibrate: bool, as_json: bool, quiet: bool, verbose: int) -> None:
     """Show what this machine has: GPUs, memory, processors."""
     from sftplan.detect.gpus import find_machine, hardware_of
     from sftplan.detect.host import detect_host
@@ -45,6 +49,11 @@ def detect(*, save: str | None, as_json: bool, quiet: bool, verbose: int) -> Non
         _save_skeleton(machine, save)
         talk(f"wrote {save}: it loads when the rates that it asks for are filled in", quiet=quiet)
         return
+    if calibrate:
+        talk("measuring, under a minute; the GPU should have nothing else to do", quiet=quiet)
+        path = sftplan.api.calibrate()
+        talk(f"wrote {path}", quiet=quiet)
+        hardware = hardware_of(machine)
     _print_hardware(hardware, machine, as_json=as_json)
     if save is not None:
         _save(hardware, save)

@@ -200,6 +200,8 @@ def _sources(plan: Plan) -> list[str]:
         "price": "cost.usd_per_hour",
     }
     told = [f"{name} {plan.sources[key]}" for name, key in figures.items() if key in plan.sources]
+    if plan.inputs.hardware.calibration is not None:
+        told.append(f"calibrated {plan.inputs.hardware.calibration}")
     told = told or [f"{key} {source}" for key, source in plan.sources.items()]
     return _wrapped("How sure", ", ".join(told) + "; not verified on this machine")
 
