@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,8 +114,10 @@ def launch(
     if not made.fits:
         message = "the plan does not fit"
         raise InfeasibleError(message, "`sftplan plan` shows what would")
-    if not (no_verify or resume or options["cpu"]):
-        _verify(made, quiet=quiet)
+    if options["cpu"]:
+        talk("on the processor: no dry run, which measures a GPU", quiet=quiet or no_verify)
+    elif not (no_verify or resume):
+        _verify_once(made, plan, data, options["tokenizer"], quiet=quiet)
     options |= {"resume": resume, "no_verify": no_verify, "quiet": quiet, "verbose": verbose}
     result = sftplan.api.launch(made, data=data, out=out, **options)
     found = document(result)
@@ -171,12 +172,17 @@ def _demo(
     return made, str(knobs["data"]), chosen
 
 
-def _verify(plan: Plan, *, quiet: bool) -> None:
-    """The dry run before; a version without one goes on without."""
-    if importlib.util.find_spec("sftplan.verify") is None:
+def _verify_once(
+    plan: Plan, path: str | None, data: str, tokenizer: str | None, *, quiet: bool
+) -> None:
+    """The dry run before, unless the verification beside the plan's file says that there was one."""
+    from sftplan.plan.verified import verification_beside
+
+    if path is not None and verification_beside(plan, path) is not None:
+        talk("verified already", quiet=quiet)
         return
     talk("dry run first; --no-verify goes without", quiet=quiet)
-    judged = sftplan.api.verify(plan)
+    judged = sftplan.api.verify(plan, data=data, tokenizer=tokenizer)
     if not judged.ok:
         message = f"the dry run: {judged.judgement}"
         raise MispredictedError(message, "--no-verify trains all the same")

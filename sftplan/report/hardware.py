@@ -34,6 +34,7 @@ _RATES = (
     ("idle device", "device_bytes", "GiB", None),
     ("dispatch", "dispatch_scale", "x reference", 1.0),
     ("host memory", "host_bytes_per_s", "GB/s", 1e9),
+    ("AdamW on the host", "cpu_adam_bytes_per_s", "GB/s", 1e9),
 )
 
 
@@ -63,6 +64,8 @@ def render_hardware(hardware: Hardware) -> str:
         lines.append("    bf16 is emulated: plan fp16")
     lines += ["", "What software reaches"]
     lines += _rows(_RATES, hardware.rates, hardware.rates.sources, ())
+    if hardware.calibration is not None:
+        lines.append(f"    calibrated {hardware.calibration}")
     if provenance.as_of:
         confidence = f", confidence {provenance.confidence}" if provenance.confidence else ""
         lines += ["", f"Figures as of {provenance.as_of}{confidence}"]

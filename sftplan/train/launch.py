@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import sys
@@ -10,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftplan import __version__
-from sftplan.errors import SftplanError, UsageError
+from sftplan.detect.gpus import detect
+from sftplan.errors import NotReadyError, SftplanError, UsageError
 from sftplan.facts.strategy import Allocator
+from sftplan.plan.drift import check_drift
 from sftplan.plan.file import plan_sha256
 from sftplan.train.job import Job, refuse_used_folder, write_job
 from sftplan.train.settings import settings_of
@@ -58,11 +61,25 @@ def launch(
         resume=resume,
         quiet=quiet,
     )
+    check_here(plan, cpu=job.settings.cpu)
     ranks = 1 if job.settings.cpu else plan.inputs.hardware.num_gpus
     if plan.inputs.hardware.num_nodes > 1:
         message = f"{plan.inputs.hardware.num_nodes} nodes: start each one with torchrun"
         raise UsageError(message, "`sftplan export --to slurm` writes the script")
     return start(job, ranks=ranks)
+
+
+def check_here(plan: Plan, *, cpu: bool) -> None:
+    """Refuse a plan for another model, version or machine; on the processor the machine does not count.
+
+    Raises:
+        DriftError: With every field that differs.
+    """
+    machine = None
+    if not cpu:
+        with contextlib.suppress(NotReadyError):  # PyTorch may see what NVML does not, or will say
+            machine = detect()
+    check_drift(plan, machine)
 
 
 def start(job: Job, *, ranks: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sftplan.detect.gpus import detect
 from sftplan.errors import NotReadyError
-from sftplan.train.drift import check_drift
+from sftplan.plan.drift import check_drift
 from sftplan.verify.occupancy import all_taken_bytes, taken_meanwhile
 from sftplan.verify.processes import run_processes
 from sftplan.verify.rehearse import cap_bytes, check_larger
