@@ -3,22 +3,39 @@
 from __future__ import annotations
 
 import json
+import shutil
+from typing import TYPE_CHECKING
 
 import click
 
 from sftplan.cli.help import command
-from sftplan.cli.options import common_options
-from sftplan.cli.output import print_json, print_text, terminal_style
+from sftplan.cli.options import common_options, option
+from sftplan.cli.output import print_json, print_text, talk, terminal_style
 from sftplan.errors import UsageError
+
+if TYPE_CHECKING:
+    from sftplan.plan.record import Plan
+    from sftplan.report.style import Style
 
 
 @command(
     "show",
-    examples=["sftplan show plan.json", "sftplan show plan.json -q", "sftplan show run/run.json"],
+    examples=[
+        "sftplan show plan.json",
+        "sftplan show plan.json --memory",
+        "sftplan show plan.json --html memory.html",
+        "sftplan show run/run.json",
+    ],
 )
 @click.argument("file")
+@option("--memory", is_flag=True, group="Pictures",
+        help="Draw a plan's memory over one step in the terminal.")  # fmt: skip
+@option("--html", metavar="FILE", group="Pictures",
+        help="Write a plan's memory over one step as a page with a picture.")  # fmt: skip
 @common_options
-def show(file: str, *, as_json: bool, quiet: bool, verbose: int) -> None:
+def show(
+    file: str, *, memory: bool, html: str | None, as_json: bool, quiet: bool, verbose: int
+) -> None:
     """Print a file that sftplan wrote."""
     from sftplan.plan.file import plan_document, read_json, read_plan
     from sftplan.report.text import render_plan_screen, verdict_line
@@ -29,6 +46,9 @@ def show(file: str, *, as_json: bool, quiet: bool, verbose: int) -> None:
         message = f"{file}: not a file of sftplan: format is {kind!r}"
         raise UsageError(message)
     if kind != "sftplan.plan":
+        if memory or html is not None:
+            message = f"{file}: --memory and --html draw plans, this is {kind}"
+            raise UsageError(message)
         if as_json:
             print_json(parsed)
         else:
@@ -36,9 +56,33 @@ def show(file: str, *, as_json: bool, quiet: bool, verbose: int) -> None:
         return
     plan = read_plan(file)
     style = terminal_style()
+    if html is not None:
+        _write_page(plan, file, html)
+        talk(f"wrote {click.format_filename(html)}", quiet=quiet)
+    if memory and not as_json:
+        print_text(_chart(plan, style))
+        return
     if as_json:
         print_json(plan_document(plan))
     elif quiet:
         print_text(verdict_line(plan, style))
     else:
         print_text(render_plan_screen(plan, style, path=None, verbose=verbose > 0))
+
+
+def _chart(plan: Plan, style: Style) -> str:
+    from sftplan.plan.timeline import plan_timeline
+    from sftplan.report.timeline import render_chart
+
+    return render_chart(plan_timeline(plan), style, width=shutil.get_terminal_size().columns)
+
+
+def _write_page(plan: Plan, file: str, html: str) -> None:
+    from sftplan.plan.file import write_text
+    from sftplan.plan.timeline import plan_timeline
+    from sftplan.report.timeline import Panel, render_page
+
+    panel = Panel(
+        title="Predicted", timeline=plan_timeline(plan), limit_bytes=plan.memory.gpu.capacity_bytes
+    )
+    write_text(render_page(f"Memory over one step: {file}", [panel]), html)

@@ -226,13 +226,13 @@ class Evaluator:
         )
 
     def _exact_peaks(self, strategy: Strategy, chip: Chip) -> Peaks:
-        events = self._events(strategy, chip, self.model.num_layers)
+        events = self.events(strategy, chip, self.model.num_layers)
         return exact_peaks(events, expandable=strategy.allocator is Allocator.EXPANDABLE)
 
     def _quick_peaks(self, strategy: Strategy, chip: Chip) -> Peaks:
         layers = min(self.model.num_layers, QUICK_LAYERS)
         expandable = strategy.allocator is Allocator.EXPANDABLE
-        few = exact_peaks(self._events(strategy, chip, layers), expandable=expandable)
+        few = exact_peaks(self.events(strategy, chip, layers), expandable=expandable)
         allocated = self._bound(strategy, chip)
         return replace(
             few,
@@ -241,7 +241,8 @@ class Evaluator:
             by_category={},
         )
 
-    def _events(self, strategy: Strategy, chip: Chip, num_layers: int) -> Events:
+    def events(self, strategy: Strategy, chip: Chip, num_layers: int) -> Events:
+        """Every birth and death of a storage in the first two steps, with so many layers."""
         batch = full_batch(strategy, self.workload)
         model = self._few or self.model
         tape = simulate(model, strategy, batch, num_gpus=self.num_gpus, chip=chip)

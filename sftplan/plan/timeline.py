@@ -1,0 +1,51 @@
+"""The memory of a plan's step over its events, computed again from what the plan says."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from sftplan.cost.evaluate import Evaluator, chip_of
+from sftplan.cost.timeline import Timeline, last_step
+from sftplan.facts.resolve import resolve_model
+from sftplan.facts.strategy import Strategy
+from sftplan.facts.workload import Workload
+
+if TYPE_CHECKING:
+    from sftplan.plan.record import Plan
+
+
+def plan_timeline(plan: Plan) -> Timeline:
+    """Predicted live bytes by category over a steady step.
+
+    Raises:
+        UsageError: The plan's model is not to be found any more.
+    """
+    facts, machine = plan.inputs.model, plan.inputs.hardware
+    model = resolve_model(facts.name if facts.source == "builtin" else facts.source)
+    strategy, workload = strategy_of(plan), workload_of(plan)
+    evaluator = Evaluator(
+        model, workload, num_gpus=machine.num_gpus, gpus_per_node=machine.gpus_per_node
+    )
+    events = evaluator.events(strategy, chip_of(machine.gpu), model.num_layers)
+    return last_step(events).thinned()
+
+
+def strategy_of(plan: Plan) -> Strategy:
+    """The strategy, without what was pinned of it."""
+    fields = {f.name: getattr(plan.strategy, f.name) for f in dataclasses.fields(Strategy)}
+    return Strategy(**fields)
+
+
+def workload_of(plan: Plan) -> Workload:
+    """The work as the search saw it."""
+    work = plan.inputs.workload
+    return Workload(
+        seq_len=work.seq_len,
+        global_batch=work.global_batch,
+        global_batch_pinned=True,
+        epochs=work.epochs,
+        num_examples=work.num_examples,
+        num_tokens=work.num_tokens,
+        lengths=work.lengths,
+    )
