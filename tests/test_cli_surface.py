@@ -34,7 +34,7 @@ SURFACE = {
     "verify": {"--steps", "--no-gpu", "--as"},
     "explain": {"--plan"},
     "export": {"--to", "--out"},
-    "show": set(),
+    "show": {"--memory", "--html"},
 }
 # Commands of the contract whose modules are written; all, in the end.
 WRITTEN = [name for name in COMMANDS if importlib.util.find_spec(f"sftplan.cli.{name}")]
