@@ -87,7 +87,7 @@ def h200() -> Hardware:
 @cache
 def lengths_of(seq_len: int) -> LengthStatistics:
     """Statistics of the synthetic instruction set of train_throughput.py."""
-    from train_throughput import synthetic
+    from train_build import synthetic
 
     from sftplan.data.mask import fitted
     from sftplan.data.statistics import length_statistics
