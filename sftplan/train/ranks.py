@@ -90,8 +90,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def _wait(processes: Processes) -> None:
     """Until all have ended; after one has failed the others get a grace period."""
     deadline = float("inf")
-    while any(process.poll() is None for process in processes):
-        if deadline == float("inf") and any(process.returncode for process in processes):
+    while None in (codes := [process.poll() for process in processes]):
+        if deadline == float("inf") and any(codes):
             deadline = time.monotonic() + GRACE_S
         if time.monotonic() > deadline:
             for process in processes:

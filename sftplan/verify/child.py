@@ -6,7 +6,6 @@ nobody writes to, and that ends when the other process does, however that ends.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -19,8 +18,6 @@ from sftplan.errors import ExitCode, SftplanError
 from sftplan.plan.file import write_text
 from sftplan.train.launch import set_allocator
 from sftplan.verify.request import read_request, result_file
-
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def main(folder: Path) -> int:
@@ -43,9 +40,10 @@ def main(folder: Path) -> int:
 
 
 def end_with_parent() -> None:
-    """No process stays on a GPU whose measuring nobody waits for any more."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    """No process stays on a GPU whose measuring nobody waits for any more, nor what it has started.
+
+    The kernel's own death signal would reach this process alone, and before it can pass it on.
+    """
 
     def watch() -> None:
         while os.read(0, 1):

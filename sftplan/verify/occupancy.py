@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from sftplan.detect.gpus import find_machine
 from sftplan.errors import NotReadyError
 from sftplan.units import MIB
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 # Contexts grow by kernels that are loaded late, readings of a driver lag: less is no other process.
 NOTICEABLE_BYTES = 128 * MIB
@@ -25,7 +30,9 @@ def taken_bytes(local_rank: int) -> int | None:
 
 
 def taken_meanwhile(
-    before: tuple[int, ...] | None, after: tuple[int, ...] | None, results: list[dict[str, object]]
+    before: tuple[int, ...] | None,
+    after: tuple[int, ...] | None,
+    results: Sequence[Mapping[str, object]],
 ) -> int | None:
     """The most that another process took on one GPU while the dry run was there; None if nothing.
 

@@ -54,12 +54,12 @@ def run_processes(
         port = _free_port() if ranks > 1 else 0
         for rank in range(ranks):
             processes.append(_start(folder, rank, ranks, port, module))
-        _wait(processes, timeout_s)
+        failed = _wait(processes, timeout_s)
     finally:
         for process in processes:
             _end(process)
     results = [_result(folder, rank) for rank in range(ranks)]
-    _raise_errors(folder, processes, results)
+    _raise_errors(folder, failed, results)
     return [found for found in results if found is not None]
 
 
@@ -88,20 +88,24 @@ def _start(folder: Path, rank: int, ranks: int, port: int, module: str) -> subpr
         )
 
 
-def _wait(processes: Processes, timeout_s: float) -> None:
-    """Until all have ended; after one has failed the others get a grace period."""
+def _wait(processes: Processes, timeout_s: float) -> dict[int, int]:
+    """Until all have ended, or one has failed and the others have had a grace period.
+
+    Ranks that ended by themselves with another code than 0, and that code.
+    """
     deadline = time.monotonic() + timeout_s
-    failed = False
-    while any(process.poll() is None for process in processes):
-        if not failed and any(process.returncode for process in processes):
-            failed = True
+    failed: dict[int, int] = {}
+    while None in (codes := [process.poll() for process in processes]):
+        if not failed and any(codes):
+            failed = {rank: code for rank, code in enumerate(codes) if code}
             deadline = min(deadline, time.monotonic() + GRACE_S)
         if time.monotonic() > deadline:
             if failed:
-                return
+                return failed
             message = f"the dry run has not ended in {timeout_s:,.0f} s"
             raise TrainingFailedError(message, "fewer `--steps`, or a smaller `--accumulation`")
         time.sleep(POLL_S)
+    return failed or {rank: code for rank, code in enumerate(codes) if code}
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -121,17 +125,16 @@ def _result(folder: Path, rank: int) -> dict[str, Any] | None:
     return found
 
 
-def _raise_errors(folder: Path, processes: Processes, results: list[dict[str, Any] | None]) -> None:
+def _raise_errors(
+    folder: Path, failed: dict[int, int], results: list[dict[str, Any] | None]
+) -> None:
     """The first error that a rank left, or that one died without a word."""
     for found in results:
         if found is not None and "error" in found:
             kind = ERRORS.get(found["exit_code"], TrainingFailedError)
             raise kind(found["error"], found["hint"])
-    if any(found is not None and "out_of_memory" in found for found in results):
-        return  # the others were ended, which is no failure of theirs
-    for rank, (process, found) in enumerate(zip(processes, results, strict=True)):
-        if found is None:
-            code = process.returncode
+    for rank, code in failed.items():
+        if results[rank] is None:
             cause = f"signal {-code}" if code < 0 else f"code {code}"
             if code == -signal.SIGKILL:
                 cause += ", as the system ends a process when the host runs out of memory"
