@@ -43,11 +43,12 @@ def run_ranks(out: Path, ranks: int) -> dict[str, Any]:
     with ExitStack() as stack:
         processes = _start(out, ranks, stack)
         with _handed_on(processes):
-            _wait(processes)
+            first = _wait(processes)
     codes = [process.returncode for process in processes]
     failed = [rank for rank, code in enumerate(codes) if code not in (0, ExitCode.INTERRUPTED)]
     if failed:
-        raise _failure(out, failed[0], codes[failed[0]])
+        rank = first if first in failed else failed[0]
+        raise _failure(out, rank, codes[rank])
     if any(codes):
         raise KeyboardInterrupt
     found: dict[str, Any] = json.loads(summary.read_text(encoding="utf-8"))
@@ -87,16 +88,18 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _wait(processes: Processes) -> None:
-    """Until all have ended; after one has failed the others get a grace period."""
-    deadline = float("inf")
+def _wait(processes: Processes) -> int | None:
+    """Until all have ended; after one has failed the others get a grace period. The first to fail."""
+    deadline, first = float("inf"), None
     while None in (codes := [process.poll() for process in processes]):
         if deadline == float("inf") and any(codes):
             deadline = time.monotonic() + GRACE_S
+            first = next(rank for rank, code in enumerate(codes) if code)
         if time.monotonic() > deadline:
             for process in processes:
                 _end(process)
         time.sleep(POLL_S)
+    return first
 
 
 @contextmanager

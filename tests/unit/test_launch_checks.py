@@ -1,0 +1,192 @@
+"""What launch refuses before it uses a GPU, and when it measures first."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import sftplan.api
+from sftplan.cli import launch as command
+from sftplan.cli.main import run
+from sftplan.data.demo import DEMO_FILE
+from sftplan.errors import DriftError, ExitCode, NotReadyError
+from sftplan.facts.profiles import load_hardware
+from sftplan.plan.drift import check_drift, machine_differences
+from sftplan.plan.file import plan_sha256, write_plan
+from sftplan.plan.verified import verification_beside, verification_file
+from sftplan.train import launch as training
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sftplan.facts.hardware import Hardware
+    from sftplan.plan.record import Plan
+
+GIB = 2**30
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    """gpt2 on one H200."""
+    return sftplan.api.plan(model="gpt2", seq_len=512, hardware="h200-sxm", command=["x"])
+
+
+@pytest.fixture(scope="module")
+def h200() -> Hardware:
+    return load_hardware("h200-sxm")
+
+
+def fields(plan: Plan, machine: Hardware) -> list[str]:
+    return [
+        each.field.removeprefix("inputs.hardware.") for each in machine_differences(plan, machine)
+    ]
+
+
+def test_the_machine_that_was_planned_for_is_right(plan: Plan, h200: Hardware) -> None:
+    check_drift(plan, h200)
+    check_drift(plan, None)
+    check_drift(plan, replace(h200, gpus_per_node=8))  # more than the plan uses
+    older = replace(
+        h200, gpu=replace(h200.gpu, nvml_name="H200", memory_bytes=h200.gpu.memory_bytes - GIB)
+    )
+    check_drift(plan, older)
+
+
+def test_every_field_that_differs_is_named(plan: Plan, h200: Hardware) -> None:
+    smaller = replace(h200.gpu, memory_bytes=h200.gpu.memory_bytes // 2)
+
+    assert fields(plan, load_hardware("rtx-4090")) == ["gpu.name", "gpu.memory_bytes"]
+    assert fields(plan, replace(h200, gpus_per_node=0)) == ["gpus_per_node"]
+    assert fields(plan, replace(h200, gpu=smaller)) == ["gpu.memory_bytes"]
+    busy = replace(h200, memory_taken_bytes=h200.gpu.memory_bytes - 2 * GIB)
+    assert fields(plan, busy) == ["memory_taken_bytes"]
+    with pytest.raises(DriftError) as caught:
+        check_drift(replace(plan, created_by="sftplan 7.3.0"), load_hardware("rtx-4090"))
+    lines = caught.value.message.splitlines()
+    assert [line.split(":")[0].strip() for line in lines[1:]] == [
+        "created_by", "inputs.hardware.gpu.name", "inputs.hardware.gpu.memory_bytes",
+    ]  # fmt: skip
+    assert "planned H200 SXM, here RTX 4090" in lines[2]
+
+
+def test_another_model_of_that_name_is_told_field_by_field(plan: Plan) -> None:
+    wider = replace(plan.inputs.model, hidden_size=1024, num_parameters=1, shape_sha256="1" * 64)
+    changed = replace(plan, inputs=replace(plan.inputs, model=wider))
+
+    with pytest.raises(DriftError, match="num_parameters: planned 1, here 124,439,808") as caught:
+        check_drift(changed, None)
+    assert "hidden_size: planned 1,024, here 768" in caught.value.message
+
+
+def test_launch_refuses_with_exit_4(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(training, "detect", lambda: load_hardware("rtx-4090"))
+    write_plan(plan, tmp_path / "plan.json")
+    arguments = ["launch", str(tmp_path / "plan.json"), "--data", str(DEMO_FILE)]
+    code = run([*arguments, "--out", str(tmp_path / "run"), "--no-verify"])
+
+    assert code == ExitCode.DRIFT
+    assert "inputs.hardware.gpu.name: planned H200 SXM, here RTX 4090" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_nvml_the_rest_is_checked_all_the_same(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing() -> None:
+        message = "no driver"
+        raise NotReadyError(message)
+
+    monkeypatch.setattr(training, "detect", nothing)
+    training.check_here(plan, cpu=False)
+    with pytest.raises(DriftError, match="created_by"):
+        training.check_here(replace(plan, created_by="sftplan 9.9.9"), cpu=False)
+
+
+def verification(plan: Plan, **changes: Any) -> str:
+    """A good one, or one that is not."""
+    found = {
+        "format": "sftplan.verification",
+        "plan_sha256": plan_sha256(plan),
+        "ok": True,
+        "mode": "gpu",
+    }
+    return json.dumps(found | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "good"),
+    [
+        ({}, True),
+        ({"ok": False}, False),
+        ({"mode": "trace"}, False),
+        ({"plan_sha256": "0"}, False),
+        ({"format": "sftplan.plan"}, False),
+        (None, False),
+    ],
+)
+def test_only_a_good_measurement_of_this_very_plan_counts(
+    plan: Plan, tmp_path: Path, changes: dict[str, Any] | None, good: bool
+) -> None:
+    path = tmp_path / "plan.json"
+    assert verification_beside(plan, path) is None
+    text = '{"half' if changes is None else verification(plan, **changes)
+    verification_file(path).write_text(text)
+
+    assert (verification_beside(plan, path) is not None) is good
+
+
+@pytest.mark.parametrize(
+    ("verified", "options", "asked"),
+    [
+        (False, [], True),
+        (True, [], False),
+        (False, ["--no-verify"], False),
+        (False, ["--resume"], False),
+    ],
+)
+def test_an_unverified_plan_is_verified_first(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *,
+    verified: bool, options: list[str], asked: bool,
+) -> None:  # fmt: skip
+    path = tmp_path / "plan.json"
+    calls: list[tuple[Any, ...]] = []
+    write_plan(plan, path)
+    if verified:
+        verification_file(path).write_text(verification(plan))
+
+    def verify(made: Plan, **given: Any) -> Any:
+        calls.append(("verify", made == plan, given["data"]))
+        return SimpleNamespace(ok=True, judgement="")
+
+    monkeypatch.setattr(sftplan.api, "verify", verify)
+
+    def train(*_: Any, **__: Any) -> dict[str, Any]:
+        calls.append(("launch",))
+        return {}
+
+    monkeypatch.setattr(sftplan.api, "launch", train)
+    monkeypatch.setattr(command, "_summary", lambda *_: "")
+    run(["launch", str(path), "--data", "d.jsonl", "--out", str(tmp_path / "run"), *options])
+
+    assert calls == [*([("verify", True, "d.jsonl")] if asked else []), ("launch",)]
+
+
+def test_a_plan_that_fails_its_dry_run_is_not_trained(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_plan(plan, tmp_path / "plan.json")
+    judged = SimpleNamespace(ok=False, judgement="reserved is off by 7 %")
+    monkeypatch.setattr(sftplan.api, "verify", lambda *_, **__: judged)
+    monkeypatch.setattr(sftplan.api, "launch", lambda *_, **__: pytest.fail("trained"))
+    code = run(
+        ["launch", str(tmp_path / "plan.json"), "--data", "d", "--out", str(tmp_path / "run")]
+    )
+
+    assert code == ExitCode.MISPREDICTED
+    assert "reserved is off by 7 %" in capsys.readouterr().err
