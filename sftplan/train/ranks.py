@@ -43,13 +43,11 @@ def run_ranks(out: Path, ranks: int) -> dict[str, Any]:
     with ExitStack() as stack:
         processes = _start(out, ranks, stack)
         with _handed_on(processes):
-            first = _wait(processes)
-    codes = [process.returncode for process in processes]
-    failed = [rank for rank, code in enumerate(codes) if code not in (0, ExitCode.INTERRUPTED)]
+            failed = _wait(processes)
     if failed:
-        rank = first if first in failed else failed[0]
-        raise _failure(out, rank, codes[rank])
-    if any(codes):
+        rank = min(failed)
+        raise _failure(out, rank, failed[rank])
+    if any(process.returncode for process in processes):
         raise KeyboardInterrupt
     found: dict[str, Any] = json.loads(summary.read_text(encoding="utf-8"))
     return found
@@ -88,18 +86,22 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _wait(processes: Processes) -> int | None:
-    """Until all have ended; after one has failed the others get a grace period. The first to fail."""
-    deadline, first = float("inf"), None
+def _wait(processes: Processes) -> dict[int, int]:
+    """Until all have ended; after one has failed the others get a grace period.
+
+    Ranks that failed by themselves, not those that were ended after them, and with which code.
+    """
+    deadline = float("inf")
     while None in (codes := [process.poll() for process in processes]):
         if deadline == float("inf") and any(codes):
             deadline = time.monotonic() + GRACE_S
-            first = next(rank for rank, code in enumerate(codes) if code)
         if time.monotonic() > deadline:
             for process in processes:
                 _end(process)
+            break
         time.sleep(POLL_S)
-    return first
+    well = (0, None, ExitCode.INTERRUPTED)
+    return {rank: code for rank, code in enumerate(codes) if code is not None and code not in well}
 
 
 @contextmanager
