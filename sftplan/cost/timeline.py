@@ -42,11 +42,12 @@ class Timeline:
 def last_step(events: Events) -> Timeline:
     """The last step of a tape, from its first forward pass to its end, as requested: unrounded."""
     start = _start(events)
+    stop = next((p for p, label in events.marks if label == "end"), len(events.events))
     names = tuple(dict.fromkeys(events.kinds))
     order = {name: number for number, name in enumerate(names)}
     live = [0] * len(names)
     points: list[tuple[int, ...]] = []
-    for position, event in enumerate(events.events):
+    for position, event in enumerate(events.events[:stop]):
         index = event if event >= 0 else ~event
         live[order[events.kinds[index]]] += (
             events.sizes[index] if event >= 0 else -events.sizes[index]
@@ -56,7 +57,7 @@ def last_step(events: Events) -> Timeline:
     phases = tuple(
         (min(position - start, len(points) - 1), label.partition(" ")[0])
         for position, label in events.marks
-        if position >= start and label != "end"
+        if start <= position < stop and label != "end"
     )
     alive = [n for n in range(len(names)) if any(point[n] for point in points)]
     return Timeline(

@@ -44,7 +44,9 @@ if TYPE_CHECKING:
     from sftplan.facts.calibration import Calibration, Observation
     from sftplan.facts.hardware import Hardware
 
-STEP_SIGMA = 0.03  # what the time model leaves unexplained of a step, as a share; assumed
+STEP_SIGMA = (
+    0.08  # what the time model leaves unexplained of a step, as a share: about its mean error
+)
 TAU_MEASURED = 0.10  # of a rate that was measured on single kernels; assumed
 TAU_PROFILE = 0.25  # of a profile's figure; assumed: hosts differ by a quarter
 MOST_LOG = math.log(2.0)  # a rate beyond half or twice its start is no correction any more
