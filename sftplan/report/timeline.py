@@ -105,7 +105,7 @@ def letter(name: str, names: Sequence[str]) -> str:
     """What stands for a category without colour: its first letter that none before it has.
 
     >>> letter("workspace", ["weights", "optimizer", "workspace"])
-    'k'
+    'r'
     """
     initials = {each[0] for each in names if each != name}
     taken: dict[str, str] = {}

@@ -43,6 +43,7 @@ UNSTEADY_STEPS = 2  # the first creates the optimizer's states, the second fills
 WORST_STEPS = 2  # measured ones
 WORST_PASSES = 2  # from the second pass on gradients are there: all later ones are like it
 KIB = 1024
+PAST_PYTORCH = ("CUDA error: out of memory", "_ALLOC_FAILED")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -82,9 +83,22 @@ def dry_run(
     )  # fmt: skip
     try:
         found = _measured(run)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         found = {"out_of_memory": _out_of_memory(run, error)}
     return finite({**found, "versions": _versions(device), "note": run.note})  # type: ignore[no-any-return]
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """PyTorch's own error, or that of a library which takes memory past PyTorch.
+
+    >>> is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling ..."))
+    True
+    >>> is_out_of_memory(RuntimeError("shape mismatch"))
+    False
+    """
+    return isinstance(error, torch.OutOfMemoryError) or any(w in str(error) for w in PAST_PYTORCH)
 
 
 def _cap(request: Request, device: torch.device) -> None:
