@@ -110,17 +110,20 @@ def _chunked(
     weight = head[0]
     inputs = (x, weight)
     node = tape.node("chunked_loss", inputs, _chunked_backward)
-    low, table = tape.low(x), tape.low(weight)
+    low = tape.low(x)
+    table = weight if weight.dtype is low.dtype else tape.cast_gradient(weight, low.dtype)
     if padded_vocab(model) != model.vocab_size:
         table = pad_rows(tape, table, padded_vocab(model)).detach()
     columns, size = padded_vocab(model), model.hidden_size
     hidden_gradient = tape.empty(low.shape, low.dtype, "activations")
     weight_gradient = tape.empty((columns, size), weight.dtype, "gradients")
+    gradient: Tensor | None = None
     for start in range(0, x.shape[0], CHUNK_ROWS):
         rows = min(CHUNK_ROWS, x.shape[0] - start)
-        _chunk(tape, rows, columns, size, low.dtype, weight_gradient)
-    for gradient in (hidden_gradient, weight_gradient):
-        tape.save(node, gradient)
+        gradient = _chunk(tape, rows, columns, size, low.dtype, weight_gradient)
+    del gradient
+    for kept in (hidden_gradient, weight_gradient):
+        tape.save(node, kept)
     loss = tape.empty((), DType.FP32)
     loss.node = node
     return loss
@@ -128,22 +131,29 @@ def _chunked(
 
 def _chunk(
     tape: Tape, rows: int, columns: int, size: int, dtype: DType, weight_gradient: Tensor
-) -> None:
+) -> Tensor:
+    """One chunk; its logits' gradient, which lives until the next chunk has one of its own."""
     logits = tape.empty((rows, columns), dtype)
     matmul(tape, "linear", rows, columns, size, logits)
-    scores = tape.empty((rows, columns), DType.FP32)
-    tape.pointwise("cast", [logits, scores])
-    del logits
+    scores = logits
+    if dtype is not DType.FP32:
+        scores = tape.empty((rows, columns), DType.FP32)
+        tape.pointwise("cast", [logits, scores])
     tape.pointwise("log_softmax", [scores, scores])
     tape.pointwise("log_softmax_backward", [scores, scores])
-    gradient = tape.empty((rows, columns), dtype)
-    tape.pointwise("cast", [scores, gradient])
-    hidden = tape.empty((rows, size), dtype)
-    matmul(tape, "linear", rows, size, columns, hidden)
-    del hidden
-    product = tape.empty((columns, size), dtype)
-    matmul(tape, "linear", columns, size, rows, product)
-    tape.pointwise("add_", [weight_gradient, product, weight_gradient])
+    gradient = scores
+    if dtype is not DType.FP32:
+        gradient = tape.empty((rows, columns), dtype)
+        tape.pointwise("cast", [scores, gradient])
+    del scores, logits
+    matmul(tape, "linear", rows, size, columns, gradient)
+    if weight_gradient.dtype is dtype:
+        matmul(tape, "linear", columns, size, rows, weight_gradient)
+    else:
+        product = tape.empty((columns, size), dtype)
+        matmul(tape, "linear", columns, size, rows, product)
+        tape.pointwise("add_", [weight_gradient, product, weight_gradient])
+    return gradient
 
 
 def _chunked_backward(

@@ -11,6 +11,7 @@ from sftplan.step.ops.attention import (
     efficient_attention,
     flash_attention,
     math_attention,
+    repeated,
 )
 from sftplan.step.ops.pointwise import add, gelu, gelu_new, mul, neg, relu, silu
 from sftplan.step.ops.shape import cat_last, slice_last
@@ -72,6 +73,10 @@ def attention(tape: Tape, context: Context, number: int, q: Tensor, k: Tensor, v
             fp32_softmax=model.model_type != "gpt2",
         )  # fmt: skip
     if kind is Attention.VARLEN:
+        if (
+            model.num_kv_heads != model.num_heads
+        ):  # varlen_attn has grouped heads since PyTorch 2.12
+            k, v = (repeated(tape, tape.low(x), model.num_heads) for x in (k, v))
         return flash_attention(tape, q, k, v, context.documents or (length,) * q.shape[0])
     kinds = model.layer_kinds
     sliding = model.sliding_window is not None and (not kinds or kinds[number] == "sliding")

@@ -107,7 +107,7 @@ def efficient_attention(
     q, k, v = tape.low(q), tape.low(k), tape.low(v)
     batch, heads, length, _ = q.shape
     if k.shape[1] != heads:
-        k, v = (_repeated(tape, x, heads) for x in (k, v))
+        k, v = (repeated(tape, x, heads) for x in (k, v))
     node = tape.node("attention", (q, k, v), _efficient_backward, (q, k, v))
     out = tape.recall()
     if out is None:
@@ -128,7 +128,8 @@ def efficient_attention(
     return out
 
 
-def _repeated(tape: Tape, x: Tensor, heads: int) -> Tensor:
+def repeated(tape: Tape, x: Tensor, heads: int) -> Tensor:
+    """Keys or values (B, H_kv, T, D) copied to every head of their group."""
     batch, _, length, head_dim = x.shape
     node = tape.node("repeat", (x,), _repeat_backward)
     out = tape.empty((batch, heads, length, head_dim), x.dtype)
@@ -175,7 +176,7 @@ def eager_attention(
     """softmax(QKᵀ)V op by op, with the T×T scores in memory several times."""
     _, heads, length, head_dim = q.shape
     if k.shape[1] != heads:
-        k, v = _repeated(tape, k, heads), _repeated(tape, v, heads)
+        k, v = repeated(tape, k, heads), repeated(tape, v, heads)
     dtype = v.dtype
     scores = scale(tape, _product(tape, q, k, length, length, head_dim))
     if softcap:
@@ -205,7 +206,7 @@ def math_attention(tape: Tape, q: Tensor, k: Tensor, v: Tensor, probability: flo
     _, heads, length, head_dim = q.shape
     scaled = scale(tape, q)
     if k.shape[1] != heads:
-        k, v = _repeated(tape, k, heads), _repeated(tape, v, heads)
+        k, v = repeated(tape, k, heads), repeated(tape, v, heads)
     scores = _product(tape, scaled, scale(tape, k), length, length, head_dim)
     scores = add(tape, scores, tape.empty((length, length), scores.dtype))
     scores = softmax(tape, scores)
