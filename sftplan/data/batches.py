@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from sftplan.data.collate import MicroBatch, Shape, collate
 from sftplan.data.pack import pack
+from sftplan.data.store import counts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -174,14 +175,14 @@ def batches(
         train_on_prompt: Every token but each example's first is a target.
         pad_id: Token id of padding; it is masked by position, never by id.
     """
-    lengths = [len(example) for example in examples]
+    lengths, trained = counts(examples)
     order = _shuffled(len(examples), seed, -1)
     if packing:
         packed = pack([lengths[index] for index in order], seq_len)
         rows = tuple(tuple(order[at] for at in row) for row in packed)
     else:
         rows = tuple((index,) for index in range(len(examples)))
-    targets = [len(e) - 1 if train_on_prompt else e.num_trained for e in examples]
+    targets = [length - 1 for length in lengths] if train_on_prompt else trained
     longest = seq_len if packing else min(-(-max(lengths) // 64) * 64, seq_len)
     return Batches(
         examples=examples,

@@ -1,8 +1,8 @@
 """Tokenised examples kept between runs, by the content of the data and of the tokenizer.
 
-One file per data set: a line of JSON (sizes, places, notes), then the arrays, then the SHA-256 of
-all of it. A file that is cut, changed or of another version is not used but made again. Files
-appear by renaming, so several processes may write the same one at once.
+One file per data set, as `store` lays it out. A file that is cut, changed or of another version is
+not used but made again. Files appear by renaming, so several processes may write the same one at
+once, and what is mapped into memory stays readable when its name goes to another file.
 """
 
 from __future__ import annotations
@@ -10,37 +10,44 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import json
+import io
+import mmap
 import os
 import sys
 import tempfile
-from array import array
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftplan import __version__
 from sftplan.data.conversation import Place, Problem
-from sftplan.data.mask import Example
+from sftplan.data.store import Writer, opened
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from sftplan.data.read import Source
+    from sftplan.data.store import Stored
     from sftplan.data.tokenizer import BpeTokenizer
 
-LAYOUT = 1  # of the file; raise it with any change of template, mask or file
-_DIGEST_BYTES = 32
-_NO_LINE = -1
+    Fill = Callable[[Writer], dict[str, Any]]
+
+LAYOUT = 2  # of the file; raise it with any change of template, mask or file
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Tokenised:
     """What tokenising a data set gave, before it is cut to a sequence length."""
 
-    examples: tuple[Example, ...]
+    examples: Stored
+    largest_id: int
     skipped: tuple[Problem, ...]
     notes: tuple[str, ...]
     num_read: int  # examples of the files, the skipped ones included
     template: str
+
+
+class _FullError(Exception):
+    """The cache cannot be written."""
 
 
 def default_cache_folder() -> Path:
@@ -49,101 +56,109 @@ def default_cache_folder() -> Path:
     return Path(home).expanduser() / "sftplan" / "data"
 
 
-def cache_key(files: Sequence[Path], tokenizer: BpeTokenizer) -> str:
+def cache_key(sources: Sequence[Source], tokenizer: BpeTokenizer) -> str:
     """Changes with any byte of the data, its names, the tokenizer, and our own version."""
     digest = hashlib.sha256(f"{LAYOUT} {__version__} {sys.byteorder}\n".encode())
     digest.update(tokenizer.fingerprint.encode())
-    for file in files:
-        digest.update(f"\n{file}\n".encode("utf-8", "surrogateescape"))
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    for source in sources:
+        digest.update(f"\n{source.name}\n".encode("utf-8", "surrogateescape"))
+        digest.update(source.digest())
     return digest.hexdigest()
 
 
-def save(folder: Path, key: str, tokenised: Tokenised) -> None:
-    """Write an entry; a disk that is full or read-only only costs the cache."""
-    with contextlib.suppress(OSError):
+def header_of(
+    *, skipped: Sequence[Problem], notes: Sequence[str], num_read: int, template: str
+) -> dict[str, Any]:
+    """What an entry says beside its examples."""
+    return {
+        "skipped": [dataclasses.asdict(problem) for problem in skipped],
+        "notes": list(notes),
+        "num_read": num_read,
+        "template": template,
+    }
+
+
+def in_memory(fill: Fill) -> Tokenised:
+    """What `fill` writes, kept as bytes."""
+    stream = io.BytesIO()
+    writer = Writer(stream)
+    writer.finish(fill(writer))
+    found = _tokenised(stream.getbuffer())
+    assert found is not None
+    return found
+
+
+def save(folder: Path, key: str, fill: Fill) -> Tokenised | None:
+    """Let `fill` write an entry, then map it; None where the disk is full or cannot be written."""
+    try:
         folder.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=folder, suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                body = _body(tokenised)
-                stream.write(body)
-                stream.write(hashlib.sha256(body).digest())
-                stream.flush()
-                os.fsync(stream.fileno())
-            Path(name).replace(_entry(folder, key))
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+    except OSError:
+        return None
+    try:
+        with os.fdopen(handle, "wb") as raw:
+            stream: Any = _Disk(raw)
+            writer = Writer(stream)
+            writer.finish(fill(writer))
+            stream.sync()
+        Path(name).chmod(0o400)  # cut short in place, it would take mapped pages from under a run
+        Path(name).replace(_entry(folder, key))
+    except (_FullError, OSError):
+        Path(name).unlink(missing_ok=True)
+        return None
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    return load(folder, key)
+
+
+class _Disk:
+    """A file whose failures are told from those of the data that is read."""
+
+    def __init__(self, raw: io.BufferedWriter) -> None:
+        self._raw = raw
+
+    def write(self, data: bytes) -> None:
+        with _told():
+            self._raw.write(data)
+
+    def sync(self) -> None:
+        with _told():
+            self._raw.flush()
+            os.fsync(self._raw.fileno())
+
+
+@contextlib.contextmanager
+def _told() -> Any:
+    try:
+        yield
+    except OSError as error:
+        raise _FullError from error
 
 
 def load(folder: Path, key: str) -> Tokenised | None:
-    """The entry, or None where there is none that is whole."""
+    """The entry, mapped into memory, or None where there is none that is whole."""
     try:
-        data = _entry(folder, key).read_bytes()
-    except OSError:
+        with _entry(folder, key).open("rb") as stream:
+            mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError):  # an empty file cannot be mapped
         return None
-    body, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
-    if hashlib.sha256(body).digest() != digest:
-        return None
-    return _tokenised(body)
+    return _tokenised(memoryview(mapped))
 
 
 def _entry(folder: Path, key: str) -> Path:
     return folder / f"{key}.tokens"
 
 
-def _body(tokenised: Tokenised) -> bytes:
-    examples = tokenised.examples
-    names = list(dict.fromkeys(example.place.file for example in examples))
-    number = {name: index for index, name in enumerate(names)}
-    header = {
-        "files": names,
-        "num_examples": len(examples),
-        "skipped": [dataclasses.asdict(problem) for problem in tokenised.skipped],
-        "notes": tokenised.notes,
-        "num_read": tokenised.num_read,
-        "template": tokenised.template,
-    }
-    line = [_NO_LINE if e.place.line is None else e.place.line for e in examples]
-    columns = (
-        [len(example) for example in examples],
-        [number[example.place.file] for example in examples],
-        [example.place.row for example in examples],
-        line,
-    )
-    parts = [json.dumps(header).encode() + b"\n"]
-    parts += [array("q", column).tobytes() for column in columns]
-    parts += [example.input_ids.tobytes() for example in examples]
-    parts += [example.trained for example in examples]
-    return b"".join(parts)
-
-
-def _tokenised(body: bytes) -> Tokenised:
-    end = body.index(b"\n") + 1
-    header: dict[str, Any] = json.loads(body[:end])
-    count = header["num_examples"]
-    columns: list[array[int]] = []
-    for _ in range(4):
-        column = array("q")
-        column.frombytes(body[end : end + 8 * count])
-        end += 8 * count
-        columns.append(column)
-    view = memoryview(body)
-    ids_at, trained_at = end, end + 4 * sum(columns[0])
-    examples: list[Example] = []
-    for length, file, row, line in zip(*columns, strict=True):
-        ids = array("i")
-        ids.frombytes(view[ids_at : ids_at + 4 * length])
-        trained = bytes(view[trained_at : trained_at + length])
-        place = Place(file=header["files"][file], row=row, line=None if line == _NO_LINE else line)
-        examples.append(Example(input_ids=ids, trained=trained, place=place))
-        ids_at += 4 * length
-        trained_at += length
+def _tokenised(buffer: memoryview) -> Tokenised | None:
+    found = opened(buffer)
+    if found is None:
+        return None
+    examples, header = found
     skipped = [Problem(**{**p, "place": Place(**p["place"])}) for p in header["skipped"]]
     return Tokenised(
-        examples=tuple(examples),
+        examples=examples,
+        largest_id=header["largest_id"],
         skipped=tuple(skipped),
         notes=tuple(header["notes"]),
         num_read=header["num_read"],

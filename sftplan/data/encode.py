@@ -13,7 +13,7 @@ from sftplan.errors import UsageError
 
 if TYPE_CHECKING:
     from array import array
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from sftplan.data.conversation import Conversation, Place, Problem
     from sftplan.data.mask import Example
@@ -50,29 +50,44 @@ class _Sequence(NamedTuple):
 
 
 def encode(
-    conversations: Sequence[Conversation],
+    conversations: Iterable[Conversation],
     *,
     template: Template,
     tokenizer: Tokenizer,
     seams: bool = False,
-    progress: Callable[[int], None] = lambda _: None,
 ) -> Encoded:
-    """Tokenise conversations.
+    """Tokenise conversations, all at once; see `encoded_batches`."""
+    batches = list(
+        encoded_batches(conversations, template=template, tokenizer=tokenizer, seams=seams)
+    )
+    return Encoded(
+        examples=tuple(example for batch in batches for example in batch.examples),
+        problems=tuple(problem for batch in batches for problem in batch.problems),
+        num_seams=sum(batch.num_seams for batch in batches),
+        merged_seams=tuple(seam for batch in batches for seam in batch.merged_seams),
+    )
+
+
+def encoded_batches(
+    conversations: Iterable[Conversation],
+    *,
+    template: Template,
+    tokenizer: Tokenizer,
+    seams: bool = False,
+) -> Iterator[Encoded]:
+    """Tokenise conversations batch by batch, on all cores: the tokenizer's own threads.
 
     Args:
-        conversations: What was read.
+        conversations: Read as far as they are needed.
         template: How they become text.
         tokenizer: How text becomes ids.
         seams: Also tokenise across each seam and report where ids would differ.
-        progress: Called with the number of conversations that are done.
     """
-    examples: list[Example] = []
-    problems: list[Problem] = []
-    merged: list[Seam] = []
-    num_seams = 0
-    for start in range(0, len(conversations), BATCH_CONVERSATIONS):
+    source = iter(conversations)
+    while chosen := list(itertools.islice(source, BATCH_CONVERSATIONS)):
+        problems: list[Problem] = []
         batch: list[_Sequence] = []
-        for conversation in conversations[start : start + BATCH_CONVERSATIONS]:
+        for conversation in chosen:
             try:
                 sequences = sequences_of(conversation, template)
             except BadExampleError as error:
@@ -81,18 +96,15 @@ def encode(
             # A chat template writes the first token itself, or wants none.
             bos = None if template.writes_bos and not conversation.verbatim else tokenizer.bos_id
             batch += [_Sequence(conversation.place, segments, bos) for segments in sequences]
-        examples += _examples(batch, tokenizer)
+        found: list[tuple[Seam, bool]] = []
         if seams and not tokenizer.estimated:
             found = [seam for sequence in batch for seam in _seams(sequence)]
-            num_seams += len(found)
-            merged += _merged(found, tokenizer)
-        progress(min(start + BATCH_CONVERSATIONS, len(conversations)))
-    return Encoded(
-        examples=tuple(examples),
-        problems=tuple(problems),
-        num_seams=num_seams,
-        merged_seams=tuple(merged),
-    )
+        yield Encoded(
+            examples=tuple(_examples(batch, tokenizer)),
+            problems=tuple(problems),
+            num_seams=len(found),
+            merged_seams=tuple(_merged(found, tokenizer)),
+        )
 
 
 def check_ids(examples: Iterable[Example], *, vocab_size: int, model: str) -> None:

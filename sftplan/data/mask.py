@@ -1,12 +1,10 @@
-"""Token ids with their mask, and how they are cut to the sequence length."""
+"""Token ids with their mask, and how one example is cut to the sequence length."""
 
 from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-from sftplan.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,18 +27,6 @@ class Example:
     def num_trained(self) -> int:
         """Tokens whose loss counts."""
         return self.trained.count(1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fitted:
-    """Examples of at most `seq_len` tokens, and what fitting them cost."""
-
-    seq_len: int
-    examples: tuple[Example, ...]
-    dropped: tuple[Example, ...]  # whose answers are longer than the sequence, uncut
-    num_cut: int  # examples whose oldest tokens were cut
-    num_cut_tokens: int
-    num_cut_answers: int  # answers among what was cut: the early turns of long conversations
 
 
 def masked(pieces: Sequence[tuple[Sequence[int], bool]], place: Place) -> Example:
@@ -96,41 +82,3 @@ def _without_last_answer(example: Example) -> Example | None:
     return Example(
         input_ids=example.input_ids[:end], trained=example.trained[:end], place=example.place
     )
-
-
-def fitted(examples: Sequence[Example], seq_len: int, *, bos_id: int | None = None) -> Fitted:
-    """All examples cut to `seq_len`; what cannot be kept is counted, not forgotten.
-
-    Raises:
-        UsageError: No example keeps an answer.
-    """
-    kept: list[Example] = []
-    dropped: list[Example] = []
-    num_cut = num_cut_tokens = num_cut_answers = 0
-    for example in examples:
-        short = cut(example, seq_len, bos_id=bos_id)
-        if short is None:
-            dropped.append(example)
-            continue
-        kept.append(short)
-        if short is not example:
-            num_cut += 1
-            num_cut_tokens += len(example) - len(short)
-            num_cut_answers += _num_answers(example) - _num_answers(short)
-    if not any(example.num_trained for example in kept):
-        longest = max((example.num_trained for example in examples), default=0)
-        message = f"no answer fits into {seq_len:,} tokens: there is nothing to train on"
-        raise UsageError(message, f"the longest answer has {longest:,} tokens; raise --seq")
-    return Fitted(
-        seq_len=seq_len,
-        examples=tuple(kept),
-        dropped=tuple(dropped),
-        num_cut=num_cut,
-        num_cut_tokens=num_cut_tokens,
-        num_cut_answers=num_cut_answers,
-    )
-
-
-def _num_answers(example: Example) -> int:
-    """Runs of trained tokens."""
-    return (b"\0" + example.trained).count(b"\0\1")

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sftplan.data.cache import Tokenised, cache_key, load, save
+from sftplan.data.cache import Tokenised, cache_key, header_of, in_memory, load, save
 from sftplan.data.conversation import refuse_beyond
-from sftplan.data.encode import check_ids, encode
-from sftplan.data.mask import fitted
-from sftplan.data.read import files_of, read_instructions
+from sftplan.data.encode import check_ids, encoded_batches
+from sftplan.data.fit import fitted
+from sftplan.data.read import Reader, sources_of
 from sftplan.data.statistics import length_statistics
 from sftplan.data.template import template_of
 from sftplan.data.tokenizer import BpeTokenizer, check_vocabulary
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
-    from sftplan.data.conversation import Problem
-    from sftplan.data.encode import Encoded, Seam
-    from sftplan.data.mask import Example, Fitted
+    from sftplan.data.conversation import Conversation, Problem
+    from sftplan.data.encode import Seam
+    from sftplan.data.fit import Fitted
+    from sftplan.data.store import Selected, Writer
     from sftplan.data.tokenizer import Tokenizer
     from sftplan.facts.workload import LengthStatistics
 
@@ -39,7 +40,7 @@ class Prepared:
     merged_seams: tuple[Seam, ...]
 
     @property
-    def examples(self) -> tuple[Example, ...]:
+    def examples(self) -> Selected:
         """What is trained on."""
         return self.fitted.examples
 
@@ -74,17 +75,10 @@ def prepare(
     """
     if vocab_size is not None:
         check_vocabulary(tokenizer, vocab_size=vocab_size, model=model)
-    found: tuple[Seam, ...] = ()
-    num_seams = 0
-    key = None if seams or cache is None else _key(path, tokenizer)
-    tokenised = load(cache, key) if cache is not None and key is not None else None
-    if tokenised is None:
-        tokenised, encoded = _tokenised(path, tokenizer, skip_bad, progress, seams=seams)
-        num_seams, found = encoded.num_seams, encoded.merged_seams
-        if cache is not None and key is not None:
-            save(cache, key, tokenised)
+    work = _Work(path, tokenizer, skip_bad, seams=seams, progress=progress)
+    tokenised = _tokenised(work, None if seams else cache)
     refuse_beyond(tokenised.skipped, skip_bad=skip_bad, num_examples=tokenised.num_read)
-    if vocab_size is not None:
+    if vocab_size is not None and tokenised.largest_id >= vocab_size:
         check_ids(tokenised.examples, vocab_size=vocab_size, model=model)
     kept = fitted(tokenised.examples, seq_len, bos_id=tokenizer.bos_id)
     return Prepared(
@@ -100,42 +94,69 @@ def prepare(
         ),
         skipped=tokenised.skipped,
         notes=tokenised.notes,
-        num_seams=num_seams,
-        merged_seams=found,
+        num_seams=work.num_seams,
+        merged_seams=tuple(work.merged_seams),
     )
 
 
-def _key(path: str | Path, tokenizer: Tokenizer) -> str | None:
-    """Under what the cache knows the data, or None where it cannot; reading then says why."""
-    if not isinstance(tokenizer, BpeTokenizer):
-        return None
-    try:
-        return cache_key(files_of(Path(path))[0], tokenizer)
-    except OSError:
-        return None
+class _Work:
+    """Reading and tokenising a data set into a writer, batch by batch."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        tokenizer: Tokenizer,
+        skip_bad: int,
+        *,
+        seams: bool,
+        progress: Callable[[int], None],
+    ) -> None:
+        self.path, self.tokenizer, self.skip_bad = path, tokenizer, skip_bad
+        self.seams, self.progress = seams, progress
+        self.num_seams = 0
+        self.merged_seams: list[Seam] = []
+
+    def key(self) -> str | None:
+        """Under what the cache knows the data, or None where it cannot; reading then says why."""
+        if not isinstance(self.tokenizer, BpeTokenizer):
+            return None
+        try:
+            return cache_key(sources_of(self.path)[0], self.tokenizer)
+        except OSError:
+            return None
+
+    def __call__(self, writer: Writer) -> dict[str, Any]:
+        """Fill the writer; what to say beside the examples."""
+        reader = Reader(self.path, skip_bad=self.skip_bad)
+        template = template_of(self.tokenizer)
+        refused: list[Problem] = []
+        all_verbatim = True
+
+        def conversations() -> Iterator[Conversation]:
+            nonlocal all_verbatim
+            for conversation in reader:
+                all_verbatim &= conversation.verbatim
+                yield conversation
+
+        for batch in encoded_batches(
+            conversations(), template=template, tokenizer=self.tokenizer, seams=self.seams
+        ):
+            writer.add(batch.examples)
+            refused += batch.problems
+            self.num_seams += batch.num_seams
+            self.merged_seams += batch.merged_seams
+            self.progress(reader.num_read)
+        return header_of(
+            skipped=[*reader.problems, *refused],
+            notes=reader.notes,
+            num_read=reader.num_read,
+            template="none: prompt and completion as they are" if all_verbatim else template.name,
+        )
 
 
-def _tokenised(
-    path: str | Path,
-    tokenizer: Tokenizer,
-    skip_bad: int,
-    progress: Callable[[int], None],
-    *,
-    seams: bool,
-) -> tuple[Tokenised, Encoded]:
-    """Read and tokenise; refuses before tokenising what reading alone finds bad."""
-    instructions = read_instructions(path, skip_bad=skip_bad)
-    conversations = instructions.conversations
-    template = template_of(tokenizer)
-    encoded = encode(
-        conversations, template=template, tokenizer=tokenizer, seams=seams, progress=progress
-    )
-    all_verbatim = all(conversation.verbatim for conversation in conversations)
-    tokenised = Tokenised(
-        examples=encoded.examples,
-        skipped=instructions.skipped + encoded.problems,
-        notes=instructions.notes,
-        num_read=len(conversations) + len(instructions.skipped),
-        template="none: prompt and completion as they are" if all_verbatim else template.name,
-    )
-    return tokenised, encoded
+def _tokenised(work: _Work, cache: Path | None) -> Tokenised:
+    """From the cache, else by reading: into the cache, or into memory where that cannot be."""
+    key = None if cache is None else work.key()
+    if cache is None or key is None:
+        return in_memory(work)
+    return load(cache, key) or save(cache, key, work) or in_memory(work)

@@ -1,24 +1,62 @@
-"""Instruction files (JSON, JSONL, Parquet, CSV, a folder of them) to conversations.
+"""Instruction data (JSON, JSONL, Parquet, CSV, a folder of them, the hub) to conversations.
 
 Nothing is dropped without a word: every example is a conversation or a problem with its place.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from sftplan.data.conversation import BadExampleError, Role, refuse_beyond
 from sftplan.data.formats import conversation_of
+from sftplan.data.hub import hub_split, is_hub_name
 from sftplan.data.records import SUFFIXES, records_of
 from sftplan.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from sftplan.data.conversation import Conversation, Problem
+    from sftplan.data.conversation import Conversation, Place, Problem
+    from sftplan.data.records import Record
+
+
+class Source(Protocol):
+    """Where records come from."""
+
+    @property
+    def name(self) -> str:
+        """As places name it."""
+
+    def digest(self) -> bytes:
+        """Of the content."""
+
+    def records(self) -> Iterator[Record]:
+        """The records, from the first on."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """A file as a source of records."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """As places name it."""
+        return str(self.path)
+
+    def digest(self) -> bytes:
+        """SHA-256 of its content."""
+        with self.path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").digest()
+
+    def records(self) -> Iterator[Record]:
+        """Its records, from the first on."""
+        return records_of(self.path)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,43 +69,71 @@ class Instructions:
     notes: tuple[str, ...]
 
 
+class Reader:
+    """The conversations of a file, a folder or a data set of the hub, one after the other.
+
+    What was skipped and what else to know is complete once the last one is read. As soon as more
+    examples are bad than `skip_bad` allows, no more conversations come: only what is bad is still
+    looked for, and the end raises UsageError.
+    """
+
+    def __init__(self, path: str | Path, *, skip_bad: int = 0) -> None:
+        self.path, self.skip_bad = path, skip_bad
+        self.problems: list[Problem] = []
+        self.num_read = 0  # bad ones included
+        self._sources, self._notes = sources_of(path)
+        self._ignored: Counter[str] = Counter()
+        self._num_unanswered = 0
+
+    def __iter__(self) -> Iterator[Conversation]:
+        for source in self._sources:
+            for place, record in source.records():
+                conversation = self._conversation(place, record)
+                if conversation is not None and len(self.problems) <= self.skip_bad:
+                    yield conversation
+        if self.num_read == 0:
+            message = f"{self.path} holds no examples"
+            raise UsageError(message)
+        refuse_beyond(self.problems, skip_bad=self.skip_bad, num_examples=self.num_read)
+
+    def _conversation(self, place: Place, record: object | BadExampleError) -> Conversation | None:
+        self.num_read += 1
+        try:
+            if isinstance(record, BadExampleError):
+                raise record
+            conversation, unused = conversation_of(record, place)
+        except BadExampleError as error:
+            self.problems.append(error.at(place))
+            return None
+        self._ignored.update(unused)
+        self._num_unanswered += conversation.turns[-1].role is not Role.ASSISTANT
+        return conversation
+
+    @property
+    def notes(self) -> list[str]:
+        """What else to know of what was read."""
+        unused = self._ignored.most_common(10)
+        found = [f"field {name!r} is not used ({n:,} examples)" for name, n in unused]
+        if self._num_unanswered:
+            number = f"{self._num_unanswered:,}"
+            found.append(f"{number} examples end with turns that nothing answers: not trained on")
+        return [*self._notes, *found]
+
+
 def read_instructions(path: str | Path, *, skip_bad: int = 0) -> Instructions:
-    """Read a file or a folder; up to `skip_bad` bad examples are skipped and reported.
+    """Read everything at once; up to `skip_bad` bad examples are skipped and reported.
 
     Raises:
         UsageError: More examples are bad, or a file cannot be read at all; names file, line,
             field, reason and what to do.
     """
-    files, notes = files_of(Path(path))
-    conversations: list[Conversation] = []
-    problems: list[Problem] = []
-    ignored: Counter[str] = Counter()
-    num_cut = 0
-    for file in files:
-        for place, record in records_of(file):
-            try:
-                if isinstance(record, BadExampleError):
-                    raise record
-                conversation, unused = conversation_of(record, place)
-            except BadExampleError as error:
-                problems.append(error.at(place))
-                continue
-            conversations.append(conversation)
-            ignored.update(unused)
-            num_cut += conversation.turns[-1].role is not Role.ASSISTANT
-    num_examples = len(conversations) + len(problems)
-    if num_examples == 0:
-        message = f"{path} holds no examples"
-        raise UsageError(message)
-    refuse_beyond(problems, skip_bad=skip_bad, num_examples=num_examples)
-    notes += [f"field {name!r} is not used ({n:,} examples)" for name, n in ignored.most_common(10)]
-    if num_cut:
-        notes.append(f"{num_cut:,} examples end with turns that nothing answers: not trained on")
+    reader = Reader(path, skip_bad=skip_bad)
+    conversations = tuple(reader)
     return Instructions(
         source=str(path),
-        conversations=tuple(conversations),
-        skipped=tuple(problems),
-        notes=tuple(notes),
+        conversations=conversations,
+        skipped=tuple(reader.problems),
+        notes=tuple(reader.notes),
     )
 
 
@@ -76,6 +142,14 @@ def first_lines(problems: Iterable[Problem], limit: int = 20) -> list[str]:
     texts = [str(problem) for problem in problems]
     rest = len(texts) - limit
     return texts[:limit] + ([f"and {rest:,} more"] if rest > 0 else [])
+
+
+def sources_of(path: str | Path) -> tuple[Sequence[Source], list[str]]:
+    """What to read: files, or a split of a data set of the hub; and notes on what is left out."""
+    if not Path(path).exists() and is_hub_name(str(path)):
+        return [hub_split(str(path))], []
+    files, notes = files_of(Path(path))
+    return [DataFile(file) for file in files], notes
 
 
 def files_of(path: Path) -> tuple[list[Path], list[str]]:

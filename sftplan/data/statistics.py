@@ -7,12 +7,13 @@ import random
 from typing import TYPE_CHECKING
 
 from sftplan.data.pack import fill_fraction, pack
+from sftplan.data.store import counts
 from sftplan.facts.workload import LengthStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sftplan.data.mask import Fitted
+    from sftplan.data.fit import Fitted
 
 PADDED_MICRO_BATCH = 8
 """Rows that are padded together in `padded_mean_tokens`; other sizes have their own figure."""
@@ -38,8 +39,7 @@ def length_statistics(
         num_skipped: Bad examples that were skipped; they count as dropped.
     """
     examples = fitted.examples
-    total = [len(example) for example in examples]
-    response = [example.num_trained for example in examples]
+    total, response = counts(examples)
     n = len(examples)
     ordered = sorted(total)
     padded = padded_means(total)

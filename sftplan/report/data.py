@@ -40,8 +40,8 @@ def describe_data(
         "model": model,
         "seq_len": fitted.seq_len,
         "template": prepared.template,
-        "num_tokens": sum(map(len, fitted.examples)),
-        "num_response_tokens": sum(example.num_trained for example in fitted.examples),
+        "num_tokens": sum(fitted.examples.lengths),
+        "num_response_tokens": sum(fitted.examples.trained),
         "lengths": dataclasses.asdict(lengths),
         "num_cut": fitted.num_cut,
         "num_cut_tokens": fitted.num_cut_tokens,
@@ -105,7 +105,7 @@ def render_data(
 def headline(prepared: Prepared) -> str:
     """The verdict in one line."""
     lengths = prepared.lengths
-    tokens = sum(map(len, prepared.examples))
+    tokens = sum(prepared.examples.lengths)
     share = lengths.response_mean_tokens / lengths.total_mean_tokens
     about = "about " if lengths.estimated else ""
     return (

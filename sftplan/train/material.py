@@ -11,6 +11,7 @@ from sftplan.data.cache import default_cache_folder
 from sftplan.data.lengths import tokenizer_names
 from sftplan.data.locate import find_tokenizer
 from sftplan.data.prepare import Prepared, prepare
+from sftplan.data.store import Selected, counts
 from sftplan.data.tokenizer import BpeTokenizer
 from sftplan.errors import DriftError, NotReadyError, UsageError
 from sftplan.facts.resolve import resolve_model
@@ -102,11 +103,10 @@ def _split(
     if not chosen or (settings.eval_split and not held_out):
         message = f"--eval-split {settings.eval_split:g} of {len(examples)} examples leaves none"
         raise UsageError(message)
-    training = _batches([examples[i] for i in chosen], job, world_size)
+    training = _batches(Selected(examples, chosen), job, world_size)
     if not held_out:
         return training, None
-    kept = [examples[i] for i in held_out]
-    return training, _evaluation(kept, job, world_size, training.row_len)
+    return training, _evaluation(Selected(examples, held_out), job, world_size, training.row_len)
 
 
 def _batches(examples: Sequence[Example], job: Job, world_size: int, **changes: Any) -> Batches:
@@ -130,7 +130,7 @@ def _evaluation(
     examples: Sequence[Example], job: Job, world_size: int, row_len: int
 ) -> tuple[Batches, Batches]:
     """The held-out rows, with the responses' targets and with all; no longer than training's."""
-    longest = max(len(example) for example in examples)
+    longest = max(counts(examples)[0])
     if not job.plan.strategy.packing:
         row_len = max(row_len, longest)
     sharing = Sharing(micro_batch=job.plan.strategy.micro_batch, world_size=world_size)

@@ -89,7 +89,7 @@ def lengths_of(seq_len: int) -> LengthStatistics:
     """Statistics of the synthetic instruction set of train_throughput.py."""
     from train_build import synthetic
 
-    from sftplan.data.mask import fitted
+    from sftplan.data.fit import fitted
     from sftplan.data.statistics import length_statistics
 
     return length_statistics(

@@ -32,7 +32,7 @@ def test_a_second_run_reads_what_the_first_one_wrote(
     first = prepared(data, cache, skip_bad=1)
     assert first == prepared(data, None, skip_bad=1)
     assert len(list(cache.iterdir())) == 1
-    monkeypatch.setattr("sftplan.data.prepare.encode", None)  # would fail if it were called
+    monkeypatch.setattr("sftplan.data.prepare.encoded_batches", None)  # would fail if it were called
     assert prepared(data, cache, skip_bad=1) == first
     with pytest.raises(UsageError, match=r"data\.jsonl:196: broken JSON"):
         prepared(data, cache)
@@ -59,6 +59,7 @@ def test_a_damaged_entry_is_made_again(data: Path, tmp_path: Path, damage: str) 
         del whole[-7:]
     else:
         whole.clear()
+    entry.unlink()  # what is mapped stays
     entry.write_bytes(whole)
     assert prepared(data, cache, skip_bad=1) == first
     assert entry.read_bytes() == good

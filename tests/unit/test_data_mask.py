@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sftplan.data.conversation import Place
-from sftplan.data.mask import Example, cut, fitted, masked
+from sftplan.data.fit import fitted
+from sftplan.data.mask import Example, cut, masked
 from sftplan.errors import UsageError
 
 PLACE = Place(file="data.jsonl", row=1, line=1)
