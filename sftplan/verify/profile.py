@@ -7,20 +7,60 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftplan.detect.gpus import detect
-from sftplan.errors import NotReadyError
+from sftplan.errors import NotReadyError, SftplanError
 from sftplan.plan.drift import check_drift
+from sftplan.verify.calibrate import learn
 from sftplan.verify.occupancy import all_taken_bytes, taken_meanwhile
 from sftplan.verify.processes import run_processes
+from sftplan.verify.read import measurement_of
 from sftplan.verify.rehearse import cap_bytes, check_larger
 from sftplan.verify.request import Request, write_request
 
 if TYPE_CHECKING:
     from sftplan.plan.record import Plan
+    from sftplan.verify.measurement import Measurement
 
 MIN_STEPS, MAX_STEPS = 4, 12
 TIMED_S = 20.0  # of steps, where nobody says how many; long steps vary little
 START_S = 600.0  # imports, building, compiling: beyond it something hangs
 PATIENCE = 20.0  # times the predicted seconds
+
+
+def measure(
+    plan: Plan,
+    *,
+    steps: int | None = None,
+    rehearse: str | None = None,
+    snapshot: str | None = None,
+    data: str | None = None,
+    tokenizer: str | None = None,
+    cpu: bool = False,
+) -> Measurement:
+    """Run a plan's own step on its GPUs and measure it; what was found refines the calibration.
+
+    Args:
+        plan: What is to be proved.
+        steps: How many steps are timed.
+        rehearse: The profile of a smaller card, which this one plays.
+        snapshot: Where PyTorch's memory snapshot is kept.
+        data: Instruction data, for its longest rows and its typical ones.
+        tokenizer: A folder with a tokenizer, instead of the model's.
+        cpu: Time it on the processor, which proves nothing of the plan.
+
+    Raises:
+        SftplanError: There is no such GPU, the data cannot be used, or a process died.
+    """
+    found = measure_here(
+        plan, steps=steps, rehearse=rehearse, snapshot=snapshot, data=data, tokenizer=tokenizer,
+        cpu=cpu,
+    )  # fmt: skip
+    notes = []
+    if not cpu and rehearse is None:
+        try:
+            learn(plan, found)
+        except SftplanError as error:  # no reason to lose what was measured
+            notes.append(f"no calibration was kept: {error.message}")
+    return measurement_of(plan, found, rehearse=rehearse, notes=notes)
 
 
 def default_steps(plan: Plan) -> int:

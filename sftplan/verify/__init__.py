@@ -1,0 +1,1 @@
+"""The dry run before a launch: measured on a GPU or traced without one, judged, and learned from."""
