@@ -6,7 +6,6 @@ import dataclasses
 import importlib
 import importlib.util
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftplan.errors import NotReadyError, SftplanError, UsageError
@@ -23,6 +22,7 @@ from sftplan.plan.request import (
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from sftplan.facts.hardware import Hardware
     from sftplan.facts.model import ModelShape
@@ -71,15 +71,21 @@ class _Request:
         return [*self.pins, *(["global_batch"] if self.global_batch is not None else [])]
 
 
-def _measure_data(data: str | Path | None, model: ModelShape, seq_len: int) -> Any:
+def _measure_data(
+    data: str | Path | None,
+    model: ModelShape,
+    seq_len: int,
+    *,
+    tokenizer: str | Path | None,
+    skip_bad: int,
+) -> Any:
     if data is None:
         return None
-    if not Path(data).exists():
-        message = f"--data {data} does not exist"
-        raise UsageError(message)
     from sftplan.data.lengths import measure_lengths
 
-    return measure_lengths(data, model=model, seq_len=seq_len)
+    return measure_lengths(
+        data, model=model, seq_len=seq_len, tokenizer=tokenizer, skip_bad=skip_bad
+    )
 
 
 def _request(model: str, seq_len: int, knobs: dict[str, Any]) -> _Request:
@@ -95,13 +101,14 @@ def _request(model: str, seq_len: int, knobs: dict[str, Any]) -> _Request:
     margin = given.pop("margin", DEFAULT_MARGIN_FRACTION)
     epochs, data = given.pop("epochs", 1.0), given.pop("data", None)
     minimize, batch = given.pop("minimize", None), given.pop("global_batch", None)
+    tokenizer, skip_bad = given.pop("tokenizer", None), given.pop("skip_bad", 0)
     pins = read_pins(given)
     length = check_seq_len(seq_len, shape)
     epochs = check_number("epochs", epochs, 0.0)
     if not epochs:
         message = "--epochs 0 is no work"
         raise UsageError(message)
-    lengths = _measure_data(data, shape, length)
+    lengths = _measure_data(data, shape, length, tokenizer=tokenizer, skip_bad=skip_bad)
     if examples is None and tokens is None and lengths is not None:
         examples = lengths.num_examples
     return _Request(

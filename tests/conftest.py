@@ -41,6 +41,13 @@ from sftplan.plan.record_inputs import (
 )
 from sftplan.units import GIB
 
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is tokenised is kept with the tests, not among the user's caches."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
 H200 = Gpu(
     name="H200-SXM",
     nvml_name="NVIDIA H200",

@@ -73,7 +73,7 @@ def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
     examples=[
         "sftplan launch --demo --out runs/demo",
         "sftplan launch plan.json --data train.jsonl --out runs/first",
-        "sftplan launch --model gpt2-large --seq 1024 --data train.jsonl --out runs/first",
+        "sftplan launch --model gpt2-large --data train.jsonl --out runs/first",
         "sftplan launch plan.json --data train.jsonl --out runs/first --resume",
     ],
 )
@@ -110,7 +110,7 @@ def launch(
     if demo:
         made, data, options = _demo(plan, Path(out), request, options)
     else:
-        made, data = _plan_of(plan, request), request["data"]
+        made, data = _plan_of(plan, request, options, quiet=quiet), request["data"]
     if not made.fits:
         message = "the plan does not fit"
         raise InfeasibleError(message, "`sftplan plan` shows what would")
@@ -128,7 +128,9 @@ def launch(
         print_text(str(Path(out, "final")) if quiet else _summary(found, out))
 
 
-def _plan_of(plan: str | None, request: dict[str, Any]) -> Plan:
+def _plan_of(
+    plan: str | None, request: dict[str, Any], options: dict[str, Any], *, quiet: bool
+) -> Plan:
     """The plan in the file, or a new one."""
     from sftplan.plan.file import read_plan
 
@@ -141,10 +143,25 @@ def _plan_of(plan: str | None, request: dict[str, Any]) -> Plan:
             message = f"{plan} has decided --{knobs[0].replace('_', '-')} already"
             raise UsageError(message, "leave PLAN out to plan again")
         return read_plan(plan)
-    if request["model"] is None or request["seq_len"] is None:
-        message = "neither a PLAN nor --model and --seq"
+    if request["model"] is None:
+        message = "neither a PLAN nor --model"
         raise UsageError(message, "`sftplan plan` writes a plan")
-    return sftplan.api.plan(command=invocation(), **request)
+    counting = {"tokenizer": options["tokenizer"], "skip_bad": options["skip_bad"] or 0}
+    if request["seq_len"] is None:
+        request |= {"seq_len": _fitting_seq_len(request, counting, quiet=quiet)}
+    return sftplan.api.plan(command=invocation(), **request, **counting)
+
+
+def _fitting_seq_len(request: dict[str, Any], counting: dict[str, Any], *, quiet: bool) -> int:
+    """Without --seq: what holds the longest example."""
+    from sftplan.data.lengths import fitting_seq_len
+    from sftplan.facts.resolve import resolve_model
+
+    found, longest = fitting_seq_len(
+        request["data"], model=resolve_model(request["model"]), **counting
+    )
+    talk(f"--seq {found}: the longest example has {longest:,} tokens", quiet=quiet)
+    return found
 
 
 def _demo(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sftplan.data.cache import default_cache_folder
 from sftplan.data.locate import find_tokenizer
 from sftplan.data.prepare import prepare
 from sftplan.units import format_count
@@ -24,6 +25,9 @@ EPSILON = 0.1
 MUCH_GREATER = 10
 """How many times counts as ≫: an order of magnitude, our reading."""
 
+ROW_MULTIPLE = 64
+"""Tokens: rows of such lengths fill the tiles of attention and of matrix products."""
+
 
 def measure_lengths(
     data: str | Path,
@@ -36,7 +40,7 @@ def measure_lengths(
     """Length statistics of a file or folder with the model's tokenizer, estimated without one.
 
     Args:
-        data: Instruction data.
+        data: Instruction data; what is tokenised is kept for the next time.
         model: Whose tokenizer is looked for on this machine, and whose vocabulary holds.
         seq_len: Longest example, in tokens.
         tokenizer: A folder with a tokenizer, instead of the model's.
@@ -50,7 +54,25 @@ def measure_lengths(
         skip_bad=skip_bad,
         vocab_size=None if found.estimated else model.vocab_size,
         model=model.name,
+        cache=default_cache_folder(),
     ).lengths
+
+
+def fitting_seq_len(
+    data: str | Path,
+    *,
+    model: ModelShape,
+    tokenizer: str | Path | None = None,
+    skip_bad: int = 0,
+) -> tuple[int, int]:
+    """The sequence length that cuts nothing which the model can hold, and the longest example.
+
+    The longest example up to a multiple of ROW_MULTIPLE tokens, at most all of the model's positions.
+    """
+    longest = measure_lengths(
+        data, model=model, seq_len=model.max_positions, tokenizer=tokenizer, skip_bad=skip_bad
+    ).total_max_tokens
+    return min(-(-longest // ROW_MULTIPLE) * ROW_MULTIPLE, model.max_positions), longest
 
 
 def tokenizer_names(model: ModelShape) -> tuple[str, ...]:

@@ -169,7 +169,7 @@ def test_categories_add_up_and_are_all_there(asked: dict[str, Any]) -> None:
         ({"minimize": "joy"}, "--minimize 'joy'"),
         ({"attention": "varlen", "precision": "fp32"}, "varlen needs 16-bit products"),
         ({"attention": "varlen", "attention_dropout": "model"}, "varlen has no dropout"),
-        ({"data": "missing.jsonl"}, "--data missing.jsonl does not exist"),
+        ({"data": "missing.jsonl"}, "no file or folder missing.jsonl"),
         ({"batch_size": 3}, "no knob 'batch_size'"),
         (
             {"global_batch": 10, "micro_batch": 2, "accumulation": 3},
