@@ -100,20 +100,29 @@ def measure_here(
     if limit is None:
         limit = START_S + PATIENCE * (plan.time.step_s or 1.0) * (request.steps + 8)
     before = None if cpu else all_taken_bytes()
-    with tempfile.TemporaryDirectory(prefix="sftplan-verify-") as name:
-        folder = Path(name)
-        write_request(plan, request, folder)
-        try:
-            results = run_processes(folder, ranks, timeout_s=limit)
-            if request.snapshot is not None and Path(request.snapshot).exists():
-                Path(request.snapshot).replace(str(snapshot))
-        finally:
-            if request.snapshot is not None:
-                Path(request.snapshot).unlink(missing_ok=True)
+    results = _results(plan, request, ranks, limit, snapshot)
     after = None if cpu else all_taken_bytes()
     found = merged(results)
     found["taken_meanwhile_bytes"] = taken_meanwhile(before, after, results)
     return found
+
+
+def _results(
+    plan: Plan, request: Request, ranks: int, timeout_s: float, snapshot: str | None
+) -> list[dict[str, Any]]:
+    """What each rank left; the snapshot is in its place, whole, or not there."""
+    part = None if request.snapshot is None else Path(request.snapshot)
+    with tempfile.TemporaryDirectory(prefix="sftplan-verify-") as name:
+        folder = Path(name)
+        write_request(plan, request, folder)
+        try:
+            results = run_processes(folder, ranks, timeout_s=timeout_s)
+            if part is not None and part.exists():
+                part.replace(str(snapshot))
+        finally:
+            if part is not None:
+                part.unlink(missing_ok=True)
+    return results
 
 
 def check_here(plan: Plan, *, rehearse: bool) -> None:

@@ -84,6 +84,7 @@ def beside(job: tuple[Plan, float, str, int, int]) -> list[Plan]:
     changes: list[dict[str, Any]] = [{"precision": p} for p in ("bf16-master", "bf16-mixed")]
     changes += [{"checkpointing": c} for c in ("none", "selective", "full")]
     changes += [{"loss": loss} for loss in ("response", "chunked")]
+    changes += [{"compile": compiled} for compiled in (True, False)]
     micros = [m for m in range(1, rows + 1) if rows % m == 0]
     changes += [{"micro_batch": m, "accumulation": rows // m} for m in micros]
     changes += [
