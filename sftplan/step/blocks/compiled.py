@@ -131,6 +131,8 @@ def _work(
     flops = sum(attention_flops(1, model.num_heads, n, n, model.head_dim) for n in lengths)
     mean = sum(n * n for n in lengths) // sum(lengths)
     moved = 2 * tokens * (model.query_size + model.kv_size) * dtype.size * products
+    if products == 1 and model.residual_dropout:  # of the attention's and of the MLP's result
+        tape.work("random", dtype, 0, 2 * tokens * model.hidden_size)
     kind = "flash" if products == 1 else "flash_backward"
     heads = x.shape[0] * model.num_heads
     tape.work(kind, dtype, flops * products, moved, heads, x.shape[1], model.head_dim, mean)
