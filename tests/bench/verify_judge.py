@@ -23,9 +23,9 @@ def judge(path: Path, calibration: Path | None) -> None:
     `calibration` is a file of `sftplan detect --calibrate` to start from; without it, the profile.
     """
     with path.open(newline="") as stream:
-        rows = [row for row in csv.DictReader(stream) if row["status"] == "ok"]
+        rows = [row for row in csv.DictReader(stream) if row.get("status", "ok") == "ok"]
     print("as the profile has it")
-    _report(rows)
+    _report([_again(row, h200()) for row in rows])
     machine = calibrated_on([row for row in rows if row["half"] == "calibration"], calibration)
     rates = {name: round(getattr(machine.rates, name), 4) for name in ("matmul_fraction", "hbm_fraction", "dispatch_scale", "context_bytes")}  # fmt: skip
     print(f"calibrated: {rates}, profile {h200().rates.context_bytes}")
@@ -53,14 +53,15 @@ def _empty() -> Calibration:
 
 
 def _again(row: dict[str, str], machine: Hardware) -> dict[str, Any]:
-    """The row with the prediction that a plan makes on the calibrated machine."""
+    """The row with what this version's plan predicts on a machine."""
     from verify_h200 import case_of
 
     plan = plan_of(case_of(row), machine)
+    gpu = plan.memory.gpu
     return row | {
-        "used_predicted": plan.memory.gpu.used_bytes,
-        "step_s_predicted": plan.time.step_s,
-    }
+        "allocated_predicted": gpu.peak_allocated_bytes, "reserved_predicted": gpu.peak_reserved_bytes,
+        "used_predicted": gpu.used_bytes, "step_s_predicted": plan.time.step_s,
+    }  # fmt: skip
 
 
 def _report(rows: list[dict[str, Any]]) -> None:
