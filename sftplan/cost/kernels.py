@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from sftplan.cost.device import REFERENCE_FP32_FLOPS_PER_S, REFERENCE_WAVE_FLOPS_PER_S
 from sftplan.cost.products import CUDNN, EFFICIENT_FP32, FLASH, MASKED, product_s
+from sftplan.step.ops.attention import FLASH_BLOCK_ROWS
 from sftplan.step.tape import BROADCAST, MIXED, STRIDED
 from sftplan.step.tensor import DType
 
@@ -99,7 +100,22 @@ def attention_s(work: Work, device: Device, *, dropout: bool) -> float:
     else:
         table = CUDNN if device.has_cudnn_attention and columns == rows else FLASH
     rate = table["backward" in work.kind]
+    if table is FLASH and columns < rows:
+        columns = round(columns_in_blocks(columns))
     seconds = rate.seconds(heads, rows, head_dim, columns, dropout=dropout)
     full = work.dtype is DType.FP32
     reference = REFERENCE_FP32_FLOPS_PER_S if full else REFERENCE_WAVE_FLOPS_PER_S
     return seconds * reference / device.flops_per_s(work.dtype)
+
+
+def columns_in_blocks(length: float) -> float:
+    """Columns that a document's rows cost once its causal half is cut into square blocks.
+
+    (n + b/2)·(n + 3b/2) / n: rows rounded up by half a block in the mean, columns too, and the block
+    on the diagonal counts whole.
+
+    >>> columns_in_blocks(512.0)
+    792.0
+    """
+    block = FLASH_BLOCK_ROWS
+    return (length + block / 2) * (length + 3 * block / 2) / length
