@@ -91,7 +91,7 @@ def test_compiled_blocks() -> None:
         compile=True,
     )  # fmt: skip
     for rows, rate in ((8, 74_761), (32, 87_341)):
-        time = timed(replace(packed, micro_batch=rows), documents=(256,) * (4 * rows))
+        time = timed(replace(packed, micro_batch=rows), documents=(390,) * (rows * 1024 // 390))
         assert rows * 1024 / (time.step_s or 1) == pytest.approx(rate, rel=0.2)
         assert time.startup_s == 13.0
 
