@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from sftplan.data.batches import Batches, Sharing, batches, split
@@ -15,7 +16,7 @@ from sftplan.data.store import Selected, counts
 from sftplan.data.tokenizer import BpeTokenizer
 from sftplan.errors import DriftError, NotReadyError, UsageError
 from sftplan.facts.resolve import resolve_model
-from sftplan.facts.strategy import Offload
+from sftplan.facts.strategy import Offload, Optimizer
 from sftplan.plan.build import shape_sha256
 from sftplan.train.model import check_weights
 
@@ -47,6 +48,9 @@ def check_supported(plan: Plan) -> None:
         wanted = f"--zero {strategy.zero} --offload {strategy.offload}"
         message = f"this version cannot launch {wanted} yet"
         raise NotReadyError(message, "it can with --zero 0 --offload none, on one or more GPUs")
+    if strategy.optimizer is Optimizer.ADAMW_8BIT and find_spec("bitsandbytes") is None:
+        message = "--optimizer adamw-8bit needs bitsandbytes, which is not installed"
+        raise NotReadyError(message, "`pip install bitsandbytes`, or `--optimizer adamw`")
 
 
 def shape_of(plan: Plan) -> ModelShape:

@@ -121,7 +121,12 @@ class Update:
                     found[f"master/{weight.name}"] = weight.own.detach()
                 for part, value in bucket.optimizer.state.get(weight.own, {}).items():
                     number = value if isinstance(value, Tensor) else torch.tensor(value)
-                    found[f"{part}/{weight.name}"] = number.detach()
+                    kept = number.detach()
+                    if part.startswith(
+                        "qmap"
+                    ):  # one table for all weights: a file wants each its own
+                        kept = kept.clone()
+                    found[f"{part}/{weight.name}"] = kept
         return found
 
     def load(self, state: Mapping[str, Tensor]) -> None:
