@@ -30,6 +30,7 @@ class Device:
     bytes_per_s: float
     has_cudnn_attention: bool
     dispatch_scale: float
+    compiled_dispatch_scale: float
 
     def flops_per_s(self, dtype: DType) -> float:
         """FLOP/s inside a wave of a product in that type."""
@@ -51,4 +52,5 @@ def device_of(hardware: Hardware) -> Device:
         bytes_per_s=gpu.hbm_bytes_per_s * rates.hbm_fraction,
         has_cudnn_attention=(gpu.compute_capability or 0.0) >= HOPPER_CAPABILITY,
         dispatch_scale=rates.dispatch_scale,
+        compiled_dispatch_scale=rates.compiled_dispatch_scale,
     )

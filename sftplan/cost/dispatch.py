@@ -77,6 +77,16 @@ def forward_s(hosts: Counter[str]) -> float:
     return total + _modules(hosts) * MODULE_CALL_S
 
 
+def compiled_s(hosts: Counter[str]) -> float:
+    """Of a stretch's seconds those in calls of compiled blocks, which differ from host to host otherwise.
+
+    >>> from collections import Counter
+    >>> compiled_s(Counter({"compiled": 1, "linear": 3})) == COMPILED_CALL_S
+    True
+    """
+    return (hosts[COMPILED] + hosts[COMPILED + "*"]) * COMPILED_CALL_S
+
+
 def _modules(hosts: Counter[str]) -> int:
     leaves = hosts["linear"] + hosts["dropout"] + sum(hosts[name] for name in _NORMS)
     return leaves + FIXED_MODULES if leaves else 0

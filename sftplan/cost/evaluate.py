@@ -52,6 +52,7 @@ def _speed_key(hardware: Hardware) -> tuple[object, ...]:
         rates.matmul_fraction,
         rates.hbm_fraction,
         rates.dispatch_scale,
+        rates.compiled_dispatch_scale,
         rates.allreduce_fraction,
         rates.pcie_fraction,
         rates.host_bytes_per_s,

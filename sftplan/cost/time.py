@@ -172,7 +172,8 @@ def _segments(
             host = dispatch.forward_s(hosts) + (0.0 if layer else dispatch.MODEL_FORWARD_S)
         else:
             host = dispatch.backward_s(hosts, kernels)
-        host *= device.dispatch_scale
+        compiled = dispatch.compiled_s(hosts)
+        host = (host - compiled) * device.dispatch_scale + compiled * device.compiled_dispatch_scale
         tensors = hosts["AccumulateGrad*"]
         out.append(Segment(phase, times, host, compute, memory, kernels, tensors))
     return out

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 FORMAT = "sftplan.calibration"
 FORMAT_VERSION = "1.0"
-FITTED = ("matmul_fraction", "hbm_fraction", "dispatch_scale")
+FITTED = ("matmul_fraction", "hbm_fraction", "dispatch_scale", "compiled_dispatch_scale")
 CALIBRATED = (*FITTED, "context_bytes", "pcie_fraction", "host_bytes_per_s", "cpu_adam_bytes_per_s")
 MEMORY_TOLERANCE_FRACTION = 0.03  # variants of a GPU differ by more, and so do slices of one
 

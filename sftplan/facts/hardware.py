@@ -58,6 +58,7 @@ class Rates:
     allreduce_fraction: float  # bus bandwidth of a large all-reduce over the link's
     pcie_fraction: float  # pinned copies over the host link's
     host_bytes_per_s: float  # streaming bandwidth of host memory
+    compiled_dispatch_scale: float = 1.0  # the same of a call of a compiled block
     cpu_adam_bytes_per_s: float | None = None  # AdamW on the host, all cores; None: not measured
     sources: Mapping[str, Source] = field(default_factory=dict)
 

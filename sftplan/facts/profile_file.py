@@ -26,6 +26,7 @@ DEFAULT_RATES: dict[str, float | None] = {
     "allreduce_fraction": 0.75,
     "pcie_fraction": 0.78,
     "host_bytes_per_s": 45e9,
+    "compiled_dispatch_scale": 1.0,
     "cpu_adam_bytes_per_s": None,  # by the host's cores and its bandwidth
 }
 DEFAULT_UNUSABLE_BYTES = 512 * MIB

@@ -45,6 +45,7 @@ RATES: Mapping[str, Field] = {
     "allreduce_fraction": _SHARE,
     "pcie_fraction": _SHARE,
     "host_bytes_per_s": _BANDWIDTH,
+    "compiled_dispatch_scale": Field(kind="number", low=0.01, high=100.0),
     "cpu_adam_bytes_per_s": _BANDWIDTH,
 }
 

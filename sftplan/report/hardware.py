@@ -33,6 +33,7 @@ _RATES = (
     ("context", "context_bytes", "GiB", None),
     ("idle device", "device_bytes", "GiB", None),
     ("dispatch", "dispatch_scale", "x reference", 1.0),
+    ("  compiled", "compiled_dispatch_scale", "x reference", 1.0),
     ("host memory", "host_bytes_per_s", "GB/s", 1e9),
     ("AdamW on the host", "cpu_adam_bytes_per_s", "GB/s", 1e9),
 )

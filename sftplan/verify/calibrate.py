@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -133,7 +134,7 @@ def with_observations(
 def _context(observations: list[Observation]) -> dict[str, float]:
     """What lies outside the allocator's reserve in real steps: more kernels than a small one loads."""
     sizes = [each.outside_bytes for each in observations if each.outside_bytes]
-    return {"context_bytes": float(max(sizes))} if sizes else {}
+    return {"context_bytes": float(statistics.median(sizes))} if sizes else {}
 
 
 def observation_of(plan: Plan, found: dict[str, Any]) -> Observation:

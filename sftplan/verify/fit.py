@@ -1,15 +1,16 @@
-"""Rates that explain the measured steps best: least squares over three physical parameters.
+"""Rates that explain the measured steps best: least squares over four physical parameters.
 
-The parameters are how fast products run, how fast memory streams and how long the host needs for an
-operation. No step has a factor of its own, and none of the model's constants moves.
+The parameters are how fast products run, how fast memory streams, and how long the host needs for an
+operation and for a call of a compiled block. No step has a factor of its own, and none of the model's
+constants moves.
 
     minimise  Σ_i (ln p_i(θ) / t_i)² / σ²  +  Σ_j θ_j² / τ_j²
 
 with p_i the predicted and t_i the measured seconds of step i, and θ_j the logarithm of rate j over
 where it starts: at what single kernels measured, or else at the profile's figure. σ is how well the
 model of a step can do at best; τ how far the rates of a whole step may lie from those of single
-kernels, so that one dry run moves little and many decide. Solved by Gauss-Newton with derivatives by
-differences.
+kernels or of a host of the same kind, so that one dry run moves little and many decide. Solved by
+Gauss-Newton with derivatives by differences.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from sftplan.cost.evaluate import Tapes
 from sftplan.cost.time import step_time
 from sftplan.errors import SftplanError
 from sftplan.facts.calibration import FITTED, with_rates
+from sftplan.facts.hardware import Source
 from sftplan.facts.resolve import resolve_model
 from sftplan.facts.strategy import (
     Allocator,
@@ -47,8 +49,10 @@ if TYPE_CHECKING:
 STEP_SIGMA = (
     0.08  # what the time model leaves unexplained of a step, as a share: about its mean error
 )
-TAU_MEASURED = 0.10  # of a rate that was measured on single kernels; assumed
-TAU_PROFILE = 0.25  # of a profile's figure; assumed: hosts differ by a quarter
+# How far a rate may lie from where it starts. GPUs of one kind differ by a few percent; hosts, and one host an
+# hour later, by a quarter; figures that nobody measured by as much.
+TAU_GPU, TAU_HOST, TAU_ASSUMED = 0.05, 0.25, 0.25
+ON_HOST = ("dispatch_scale", "compiled_dispatch_scale")
 MOST_LOG = math.log(2.0)  # a rate beyond half or twice its start is no correction any more
 ROUNDS = 12
 DIFFERENCE = 0.01
@@ -66,7 +70,7 @@ def fitted_rates(calibration: Calibration, hardware: Hardware) -> dict[str, floa
     ]
     if not steps:
         return {}
-    taus = [TAU_MEASURED if name in calibration.measured else TAU_PROFILE for name in FITTED]
+    taus = [_tau(name, start) for name in FITTED]
 
     def residuals(theta: Sequence[float]) -> list[float]:
         machine = scaled(start, theta)
@@ -74,6 +78,12 @@ def fitted_rates(calibration: Calibration, hardware: Hardware) -> dict[str, floa
 
     theta = minimised(residuals, taus, sigma=STEP_SIGMA)
     return {name: getattr(scaled(start, theta).rates, name) for name in FITTED}
+
+
+def _tau(name: str, start: Hardware) -> float:
+    if name in ON_HOST:
+        return TAU_HOST
+    return TAU_GPU if start.rates.sources.get(name) is Source.MEASURED else TAU_ASSUMED
 
 
 def scaled(hardware: Hardware, theta: Sequence[float]) -> Hardware:

@@ -10,7 +10,7 @@ from typing import Any
 
 from verify_cases import h200, plan_of
 
-from sftplan.facts.calibration import Calibration, read_calibration, with_rates
+from sftplan.facts.calibration import FITTED, Calibration, read_calibration, with_rates
 from sftplan.facts.hardware import Hardware
 from sftplan.verify.calibrate import observation_of, with_observations
 
@@ -27,7 +27,7 @@ def judge(path: Path, calibration: Path | None) -> None:
     print("as the profile has it")
     _report([_again(row, h200()) for row in rows])
     machine = calibrated_on([row for row in rows if row["half"] == "calibration"], calibration)
-    rates = {name: round(getattr(machine.rates, name), 4) for name in ("matmul_fraction", "hbm_fraction", "dispatch_scale", "context_bytes")}  # fmt: skip
+    rates = {name: round(getattr(machine.rates, name), 4) for name in (*FITTED, "context_bytes")}  # fmt: skip
     print(f"calibrated: {rates}, profile {h200().rates.context_bytes}")
     _report([_again(row, machine) for row in rows])
 

@@ -89,16 +89,16 @@ def test_an_observation_predicts_what_the_plan_predicted(
 def test_rates_are_recovered_from_the_steps_that_they_make(
     h200: Hardware, steps: list[Observation]
 ) -> None:
-    truth = scaled(h200, [0.10, -0.12, 0.20])
+    truth = scaled(h200, [0.05, -0.06, 0.20, -0.15])
     observed = [
         replace(step, step_s=seconds)
         for step, seconds in zip(steps, seconds_on(steps, truth), strict=True)
     ]
-    observed *= 12  # as many as outweigh where the fit begins
+    observed *= 20  # as many as outweigh where the fit begins
     found = fitted_rates(calibration(h200, observations=observed), h200)
 
     for name in FITTED:
-        assert found[name] == pytest.approx(getattr(truth.rates, name), rel=0.04), name
+        assert found[name] == pytest.approx(getattr(truth.rates, name), rel=0.05), name
     again = calibrate.with_observations(calibration(h200), observed, h200)
     assert again.fitted == found
     assert again.rates["context_bytes"] == 700 * 2**20
@@ -107,7 +107,7 @@ def test_rates_are_recovered_from_the_steps_that_they_make(
 def test_one_dry_run_does_not_overrule_what_kernels_measured(
     h200: Hardware, steps: list[Observation]
 ) -> None:
-    """Many like it do: the step is met half-way, then all the way."""
+    """Many like it do: the step is met a little, then most of the way."""
     slow = replace(steps[2], step_s=1.1 * steps[2].step_s)
     measured = {name: getattr(h200.rates, name) for name in FITTED}
     shares = []
@@ -118,8 +118,8 @@ def test_one_dry_run_does_not_overrule_what_kernels_measured(
         machine = with_rates(h200, made, where="")
         shares.append((seconds_on([slow], machine)[0] - steps[2].step_s) / (0.1 * steps[2].step_s))
 
-    assert 0.2 < shares[0] < 0.8
-    assert 0.9 < shares[1] < 1.05
+    assert 0.05 < shares[0] < 0.5
+    assert 0.6 < shares[1] < 1.05
     assert fitted_rates(calibration(h200), h200) == {}
 
 
@@ -239,7 +239,8 @@ def test_detect_calibrate_measures_keeps_and_shows(
     assert shown["rates"]["pcie_fraction"] == pytest.approx(5.5e10 / h200.gpu.pcie_bytes_per_s)
     assert shown["rates"]["context_bytes"] == 6 * 10**8
     assert shown["rates"]["cpu_adam_bytes_per_s"] == 7e10
-    assert {shown["rates"]["sources"][name] for name in CALIBRATED} == {"measured"}
+    not_measured = {n for n in CALIBRATED if shown["rates"]["sources"][n] != "measured"}
+    assert not_measured == {"compiled_dispatch_scale"}  # only dry runs tell
     assert "driver 580.1" in shown["calibration"]
 
 
