@@ -10,10 +10,11 @@ import click
 import sftplan.api
 from sftplan.cli.help import command
 from sftplan.cli.options import common_options, option
-from sftplan.cli.output import print_json, print_text
+from sftplan.cli.output import print_json, print_text, talk
 from sftplan.errors import ExitCode
 
 if TYPE_CHECKING:
+    from sftplan.cost.timeline import Timeline
     from sftplan.plan.record import Plan
 
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
         help="Rehearse a smaller card on this bigger one.")  # fmt: skip
 @option("--data", metavar="FILE", group="Run", help="The longest rows of this data first.")
 @option("--snapshot", metavar="FILE", group="Run", help="Keep PyTorch's memory snapshot.")
+@option("--html", metavar="FILE", group="Run",
+        help="Write predicted and measured memory over one step as a page with pictures.")  # fmt: skip
 @common_options
 def verify(
     plan: str,
@@ -41,11 +44,15 @@ def verify(
     rehearse: str | None,
     data: str | None,
     snapshot: str | None,
+    html: str | None,
     as_json: bool,
     quiet: bool,
     verbose: int,
 ) -> ExitCode:
-    """Measure a plan in a dry run and judge its prediction; the verdict stays beside the plan's file."""
+    """Measure a plan in a dry run and judge its prediction.
+
+    The verdict stays beside the plan's file, for launch.
+    """
     from sftplan.plan.file import document, read_plan
     from sftplan.report.verification import verification_text
 
@@ -57,11 +64,29 @@ def verify(
     assert isinstance(found, dict)
     if rehearse is None:
         _keep(read, plan, found)
+    if html is not None:
+        _write_page(read, judged.timeline, verification_text(found), html)
+        talk(f"wrote {click.format_filename(html)}", quiet=quiet)
     if as_json:
         print_json(found)
     else:
         print_text(str(found["judgement"]) if quiet else verification_text(found))
     return ExitCode.OK if found["ok"] else ExitCode.MISPREDICTED
+
+
+def _write_page(plan: Plan, measured: Timeline | None, text: str, html: str) -> None:
+    """Both pictures to one scale, and what the terminal says."""
+    from sftplan.plan.file import write_text
+    from sftplan.plan.timeline import plan_timeline
+    from sftplan.report.timeline import Panel, render_page
+
+    capacity = plan.memory.gpu.capacity_bytes
+    panels = [Panel(title="Predicted", timeline=plan_timeline(plan), limit_bytes=capacity)]
+    if measured is not None:
+        panels.append(Panel(title="Measured", timeline=measured, limit_bytes=capacity))
+    write_text(
+        render_page(f"Memory over one step of {plan.inputs.model.name}", panels, screen=text), html
+    )
 
 
 def _keep(plan: Plan, path: str, found: dict[str, object]) -> None:

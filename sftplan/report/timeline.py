@@ -148,8 +148,8 @@ def _plain(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
-def render_page(title: str, panels: Sequence[Panel], *, notes: Sequence[str] = ()) -> str:
-    """One HTML file with a picture per panel, all to the same scale."""
+def render_page(title: str, panels: Sequence[Panel], *, screen: str = "") -> str:
+    """One HTML file with a picture per panel, all to the same scale; `screen` is text with columns."""
     tops = [max(sum(p) for p in panel.timeline.points) for panel in panels]
     tops += [panel.limit_bytes for panel in panels if panel.limit_bytes]
     top = max(tops) * 1.03 if tops else 1.0
@@ -161,8 +161,8 @@ def render_page(title: str, panels: Sequence[Panel], *, notes: Sequence[str] = (
         f'<span><i style="background:{_colour(name)}"></i>{escape(name)}</span>'
         for name in [*(n for n in ORDER if n in shown), *sorted(shown - set(ORDER))]
     )
-    said = "".join(f"<p>{escape(note)}</p>\n" for note in notes)
-    return _PAGE.format(title=escape(title), keys=keys, pictures=pictures, notes=said)
+    said = f"<pre>{escape(screen)}</pre>\n" if screen else ""
+    return _PAGE.format(title=escape(title), keys=keys, pictures=pictures, screen=said)
 
 
 _PAGE = """<!DOCTYPE html>
@@ -172,6 +172,7 @@ _PAGE = """<!DOCTYPE html>
 body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 920px; margin: 2em auto; padding: 0 1em;
   color: #1f2430; background: #fff }}
 h1 {{ font-size: 1.4em }} h2 {{ font-size: 1.05em; margin: 1.6em 0 .3em }}
+pre {{ overflow-x: auto; font-size: 13px }}
 svg {{ width: 100%; height: auto }} svg text {{ font: 12px system-ui, sans-serif; fill: currentColor }}
 .keys span {{ margin-right: 1.2em; white-space: nowrap }}
 .keys i {{ display: inline-block; width: .8em; height: .8em; margin-right: .35em; border-radius: 2px }}
@@ -180,7 +181,7 @@ svg {{ width: 100%; height: auto }} svg text {{ font: 12px system-ui, sans-serif
 <h1>{title}</h1>
 <p class="keys">{keys}</p>
 {pictures}
-{notes}</body></html>
+{screen}</body></html>
 """
 
 

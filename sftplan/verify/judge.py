@@ -55,6 +55,7 @@ def judge(
         notes=list(measured.notes),
         next_plan=following,
         versions=dict(measured.versions),
+        timeline=measured.timeline,
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from sftplan.cost.timeline import Timeline  # noqa: TC001 - whoever reads the annotations needs it
 from sftplan.plan.verified import FORMAT
 
 
@@ -44,3 +45,4 @@ class Verification:
     notes: list[str] = field(default_factory=list)
     next_plan: dict[str, object] | None = None  # knobs of the next safe plan, where this one failed
     versions: dict[str, str | None] = field(default_factory=dict)
+    timeline: Timeline | None = None  # measured memory over one step

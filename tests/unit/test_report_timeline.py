@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING, Any
 from xml.dom import minidom
@@ -16,6 +17,7 @@ from sftplan.plan.file import write_plan
 from sftplan.plan.timeline import plan_timeline
 from sftplan.report.style import Style
 from sftplan.report.timeline import Panel, letter, render_chart, render_page
+from sftplan.verify.measurement import Measurement
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -120,7 +122,7 @@ def test_the_page_stacks_predicted_and_measured_to_one_scale() -> None:
         Panel(title="Predicted", timeline=RAMP, limit_bytes=10 * 2**30),
         Panel(title="Measured & more", timeline=higher),
     ]
-    page = render_page("a <plan>", panels, notes=["1 < 2"])
+    page = render_page("a <plan>", panels, screen="1 < 2")
     pictures = svgs(page)
 
     assert len(pictures) == 2
@@ -176,3 +178,25 @@ def test_show_draws_nothing_but_plans(tmp_path: Path, capsys: pytest.CaptureFixt
 
     assert run(["show", str(tmp_path / "run.json"), "--memory"]) == ExitCode.USAGE
     assert "sftplan.run" in capsys.readouterr().err
+
+
+def test_verify_draws_predicted_beside_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, page = tmp_path / "plan.json", tmp_path / "memory.html"
+    made = planned(**KNOBS[1])
+    write_plan(made, plan)
+    gpu = made.memory.gpu
+    quantities = {
+        "memory.gpu.peak_allocated_bytes": gpu.peak_allocated_bytes,
+        "memory.gpu.peak_reserved_bytes": gpu.peak_reserved_bytes,
+        "time.step_s": made.time.step_s or 0.0,
+    }
+    measured = Measurement(mode="gpu", quantities=quantities, timeline=RAMP)
+    monkeypatch.setattr("sftplan.verify.profile.measure", lambda *_, **__: measured)
+
+    assert run(["verify", str(plan), "--html", str(page), "-q"]) == ExitCode.OK
+    assert len(svgs(page.read_text())) == 2
+    assert "memory.gpu.peak_reserved_bytes" in page.read_text()
+    kept = json.loads((tmp_path / "plan.verification.json").read_text())
+    assert kept["timeline"]["categories"] == ["weights", "activations"]
