@@ -228,3 +228,6 @@ def clear_leftovers(root: Path) -> None:
     for pattern in (".step-*.part", ".final.*.part", ".trash-*"):
         for left in root.glob(pattern):
             shutil.rmtree(left, ignore_errors=True)
+    for link in ("last", "best"):
+        for left in root.glob(f".{link}.*"):
+            left.unlink(missing_ok=True)
