@@ -48,6 +48,7 @@ class Step:
     index: int  # within the epoch
     num_targets: int  # divide the summed loss by this
     num_tokens: int  # without padding
+    num_examples: int
     micro_batches: tuple[MicroBatch, ...]  # of this rank
 
 
@@ -89,6 +90,7 @@ class Batches:
             index=index,
             num_targets=sum(self.row_targets[row] for row in rows),
             num_tokens=sum(self.row_tokens[row] for row in rows),
+            num_examples=sum(len(self.rows[row]) for row in rows),
             micro_batches=tuple(micro_batches),
         )
 

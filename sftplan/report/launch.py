@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from sftplan.units import format_count, format_gib
@@ -35,5 +36,23 @@ def run_text(run: Mapping[str, Any], out: str) -> str:
         rows.append(("memory", f"{reserved} GiB reserved, {predicted} predicted"))
     if run.get("skipped_steps"):
         rows.append(("skipped", f"{run['skipped_steps']:,} steps"))
+    if run.get("clip_fraction") is not None:
+        rows.append(("clipped", f"{100 * run['clip_fraction']:.0f} % of the steps"))
+    for number, row in enumerate(run.get("grad_norm_by_response_length") or ()):
+        rows.append(("|gradient|" if number == 0 else "", _norm_text(row)))
     rows.append(("model", f"{out}/final"))
     return "\n".join(f"{name:<10} {value}" for name, value in rows)
+
+
+def _norm_text(row: Mapping[str, Any]) -> str:
+    """Gradient norm of the steps whose responses have up to so many tokens in the mean.
+
+    >>> _norm_text({"response_tokens_up_to": 64, "steps": 12, "grad_norm_mean": 0.5,
+    ...             "grad_norm_variance": 0.04})
+    '0.50 ± 0.20 in 12 steps with responses of up to 64 tokens'
+    """
+    deviation = math.sqrt(row["grad_norm_variance"])
+    return (
+        f"{row['grad_norm_mean']:.2f} ± {deviation:.2f} in {row['steps']:,} steps with responses "
+        f"of up to {row['response_tokens_up_to']:,} tokens"
+    )

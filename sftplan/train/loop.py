@@ -100,9 +100,8 @@ def _settle(run: Run, pending: _Pending) -> bool:
     speed = run.meter.seen(step.num_tokens)
     _judge(run, pending, loss, norm, skipped=bool(skipped))
     run.tokens += step.num_tokens
-    examples = sum(len(batch.examples) for batch in step.micro_batches) * run.stepper.world_size
     figures = run.stability.seen(
-        loss=loss, grad_norm=norm, response_mean=step.num_targets / max(examples, 1),
+        loss=loss, grad_norm=norm, response_mean=step.num_targets / step.num_examples,
         clip_at=run.stepper.max_grad_norm, skipped=bool(skipped),
     )  # fmt: skip
     record = {
