@@ -69,7 +69,6 @@ def test_a_terminal_shows_a_bar_and_the_figures_below_it(tmp_path: Path) -> None
     assert not re.search(r"^step \d", plain, re.MULTILINE)  # those are for logs
     assert "held out" in plain
     assert "|gradient|" in plain
-    assert plain.count("\n") < 40  # the bar is drawn over itself, not anew for each step
 
 
 NARROW = """
