@@ -6,7 +6,7 @@ import json
 import math
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
 
@@ -119,16 +119,19 @@ class MetricsFile:
                 except (ValueError, KeyError, TypeError):
                     continue  # a line that was being written when the process died
         write_text("".join(f"{line}\n" for line in kept), self.path)
-        self._stream = self.path.open("a", encoding="utf-8")
+        self._stream: TextIO | None = None  # opened by the first line
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one line."""
+        if self._stream is None:
+            self._stream = self.path.open("a", encoding="utf-8")
         self._stream.write(json.dumps(finite(record), ensure_ascii=False, allow_nan=False) + "\n")
         self._stream.flush()
 
     def close(self) -> None:
         """No more lines."""
-        self._stream.close()
+        if self._stream is not None:
+            self._stream.close()
 
 
 def finite(value: Any) -> Any:
