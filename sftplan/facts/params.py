@@ -268,6 +268,16 @@ def num_active_parameters(model: ModelShape) -> int:
     return total - (model.num_layers - len(model.dense_layers)) * idle * each
 
 
+def largest_block(model: ModelShape) -> int:
+    """Parameters of the block that has most.
+
+    >>> from sftplan.facts.catalogue import builtin
+    >>> largest_block(builtin("gpt2-large"))
+    19677440
+    """
+    return max(count(layer(model, index)) for index in {0, model.num_layers - 1})
+
+
 def _first_sparse(model: ModelShape) -> int:
     """The first layer that is no exception; where all are, one past the last."""
     dense = set(model.dense_layers)

@@ -9,7 +9,7 @@ import math
 from typing import TYPE_CHECKING, Literal
 
 from sftplan import __version__
-from sftplan.facts.params import num_parameters
+from sftplan.facts.params import largest_block, num_parameters
 from sftplan.plan.file import document
 from sftplan.plan.launch import build_launch
 from sftplan.plan.notes import find_sources, find_warnings
@@ -276,5 +276,5 @@ def plan_from_choice(
         warnings=find_warnings(model, strategy, workload),
         assumptions=list(assumptions),
         sources=find_sources(hardware),
-        launch=build_launch(strategy, **nodes),
+        launch=build_launch(strategy, block_elements=largest_block(model), **nodes),
     )

@@ -8,6 +8,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sftplan.facts.buckets import (
+    ALLGATHER_BUCKET_ELEMENTS,
+    MAX_LIVE_ELEMENTS,
+    PERSISTENCE_ELEMENTS,
+    PREFETCH_BUCKET_ELEMENTS,
+    REDUCE_BUCKET_ELEMENTS,
+    SUB_GROUP_ELEMENTS,
+    overlaps,
+    reuse_elements,
+)
 from sftplan.facts.strategy import Allocator, Offload, Precision
 from sftplan.plan.record import Launch
 
@@ -15,15 +25,7 @@ if TYPE_CHECKING:
     from sftplan.facts.strategy import Strategy
     from sftplan.plan.record_inputs import StrategyRecord
 
-# DeepSpeed's own defaults, written out so that the plan and the run mean the same buffers.
-REDUCE_BUCKET_ELEMENTS = 500_000_000
-ALLGATHER_BUCKET_ELEMENTS = 500_000_000
-PREFETCH_BUCKET_ELEMENTS = 50_000_000
-PERSISTENCE_THRESHOLD_ELEMENTS = 100_000
-MAX_LIVE_ELEMENTS = 1_000_000_000
-SUB_GROUP_ELEMENTS = 1_000_000_000
-
-MIXED_DTYPES = {Precision.FP16_MIXED: "float16", Precision.BF16_MIXED: "bfloat16"}
+NVME_PATH = "/local_nvme"  # unless launch is told another
 
 
 def _offload_settings(offload: Offload, stage: int) -> dict[str, object]:
@@ -32,18 +34,20 @@ def _offload_settings(offload: Offload, stage: int) -> dict[str, object]:
     device = "nvme" if offload is Offload.NVME else "cpu"
     place: dict[str, object] = {"device": device, "pin_memory": True}
     if offload is Offload.NVME:
-        place["nvme_path"] = "/local_nvme"
+        place["nvme_path"] = NVME_PATH
     settings: dict[str, object] = {"offload_optimizer": place}
     if offload is not Offload.OPTIMIZER and stage == 3:
         settings["offload_param"] = dict(place)
     return settings
 
 
-def _zero_settings(stage: int, offload: Offload) -> dict[str, object]:
+def _zero_settings(
+    stage: int, offload: Offload, num_gpus: int, block_elements: int
+) -> dict[str, object]:
     settings: dict[str, object] = {
         "stage": stage,
         "contiguous_gradients": True,
-        "overlap_comm": stage == 3,
+        "overlap_comm": overlaps(stage, num_gpus, offloads=offload is not Offload.NONE),
         "reduce_bucket_size": REDUCE_BUCKET_ELEMENTS,
         "allgather_bucket_size": ALLGATHER_BUCKET_ELEMENTS,
     }
@@ -51,29 +55,27 @@ def _zero_settings(stage: int, offload: Offload) -> dict[str, object]:
         settings |= {
             "sub_group_size": SUB_GROUP_ELEMENTS,
             "stage3_prefetch_bucket_size": PREFETCH_BUCKET_ELEMENTS,
-            "stage3_param_persistence_threshold": PERSISTENCE_THRESHOLD_ELEMENTS,
+            "stage3_param_persistence_threshold": PERSISTENCE_ELEMENTS,
             "stage3_max_live_parameters": MAX_LIVE_ELEMENTS,
-            "stage3_max_reuse_distance": MAX_LIVE_ELEMENTS,
+            "stage3_max_reuse_distance": reuse_elements(block_elements),
             "stage3_gather_16bit_weights_on_model_save": True,
         }
     return settings | _offload_settings(offload, stage)
 
 
 def _precision_settings(precision: Precision) -> dict[str, object]:
-    match precision:
-        case Precision.FP32:
-            return {}
-        case Precision.FP16_MIXED | Precision.BF16_MIXED:
-            return {"torch_autocast": {"enabled": True, "dtype": MIXED_DTYPES[precision]}}
-        case Precision.BF16_MASTER:
-            return {"bf16": {"enabled": True}}
-        case Precision.BF16_TRUE:
-            lossy = {"bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
-            return {"bf16": {"enabled": True, **lossy}}
+    """The weights' type. Autocast is the step's own: DeepSpeed's would sum gradients in 16 bits."""
+    low = precision in (Precision.BF16_MASTER, Precision.BF16_TRUE)
+    return {"bf16": {"enabled": True}} if low else {}
 
 
-def deepspeed_settings(strategy: Strategy | StrategyRecord, num_gpus: int) -> dict[str, object]:
-    """DeepSpeed's configuration [DS]; empty when the strategy does without DeepSpeed."""
+def deepspeed_settings(
+    strategy: Strategy | StrategyRecord, num_gpus: int, *, block_elements: int = 0
+) -> dict[str, object]:
+    """DeepSpeed's configuration [DS]; empty when the strategy does without DeepSpeed.
+
+    `block_elements` are the parameters of the model's largest block.
+    """
     if strategy.zero == 0 and strategy.offload is Offload.NONE:
         return {}
     return {
@@ -83,7 +85,9 @@ def deepspeed_settings(strategy: Strategy | StrategyRecord, num_gpus: int) -> di
         "gradient_clipping": strategy.max_grad_norm,
         "zero_allow_untested_optimizer": True,
         **_precision_settings(strategy.precision),
-        "zero_optimization": _zero_settings(strategy.zero, strategy.offload),
+        "zero_optimization": _zero_settings(
+            strategy.zero, strategy.offload, num_gpus, block_elements
+        ),
     }
 
 
@@ -91,7 +95,7 @@ def accelerate_settings(
     strategy: Strategy | StrategyRecord, *, gpus_per_node: int, num_nodes: int
 ) -> dict[str, object]:
     """What `accelerate config` would have asked for."""
-    deepspeed = deepspeed_settings(strategy, gpus_per_node * num_nodes)
+    deepspeed = strategy.zero > 0
     num_gpus = gpus_per_node * num_nodes
     kind = "DEEPSPEED" if deepspeed else "MULTI_GPU" if num_gpus > 1 else "NO"
     mixed = {Precision.FP16_MIXED: "fp16", Precision.BF16_MIXED: "bf16"}
@@ -121,12 +125,16 @@ def launch_argv(*, gpus_per_node: int, num_nodes: int) -> list[str]:
     return ["torchrun", *nodes, f"--nproc-per-node={gpus_per_node}", "-m", "sftplan.train"]
 
 
-def build_launch(strategy: Strategy, *, gpus_per_node: int, num_nodes: int) -> Launch:
+def build_launch(
+    strategy: Strategy, *, gpus_per_node: int, num_nodes: int, block_elements: int = 0
+) -> Launch:
     """Everything that starts the run of a strategy."""
     expandable = strategy.allocator is Allocator.EXPANDABLE
     return Launch(
         argv=launch_argv(gpus_per_node=gpus_per_node, num_nodes=num_nodes),
         env={"PYTORCH_ALLOC_CONF": "expandable_segments:True"} if expandable else {},
-        deepspeed=deepspeed_settings(strategy, gpus_per_node * num_nodes),
+        deepspeed=deepspeed_settings(
+            strategy, gpus_per_node * num_nodes, block_elements=block_elements
+        ),
         accelerate=accelerate_settings(strategy, gpus_per_node=gpus_per_node, num_nodes=num_nodes),
     )

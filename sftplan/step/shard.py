@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sftplan.facts.buckets import PREFETCH_BUCKET_ELEMENTS, REDUCE_BUCKET_ELEMENTS
 from sftplan.facts.params import num_parameters
 from sftplan.facts.strategy import Offload, Precision
 from sftplan.step.tensor import DType, Storage, Tensor
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
     from sftplan.facts.strategy import Strategy
     from sftplan.step.forward import Weights
     from sftplan.step.tape import Tape
-
-REDUCE_BUCKET_ELEMENTS = 50_000_000  # what launch writes as reduce_bucket_size
-PREFETCH_BUCKET_ELEMENTS = 50_000_000  # ... as stage3_prefetch_bucket_size, DeepSpeed's default
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,8 +81,9 @@ def sharding_saves_bytes(model: ModelShape, strategy: Strategy, ranks: int) -> i
 class Shards:
     """The flat buffers of one rank, and what happens to gradients as they come."""
 
-    def __init__(self, tape: Tape, weights: Weights, sharding: Sharding) -> None:
+    def __init__(self, tape: Tape, weights: Weights, sharding: Sharding, elements: int) -> None:
         self.tape = tape
+        self.elements = elements  # of the whole model, of which the tape may have a few layers
         self.weights = weights
         self.sharding = sharding
         self.buffers: list[Storage] = []
@@ -181,7 +180,7 @@ class Shards:
             return
         if first:
             self.create_moments()
-        mine = share(sum(self.layer_elements().values()), self.sharding.ranks)
+        mine = share(self.elements, self.sharding.ranks)
         flat = mine * self.size if self.sharding.stage < 3 else 0
         self.tape.scratch(flat, mine * DType.FP32.size)
         held = Tensor((mine,), DType.FP32, self.tape.storage(0))

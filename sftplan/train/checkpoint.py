@@ -13,17 +13,19 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from sftplan.errors import TrainingFailedError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator
 
     import torch
 
@@ -32,14 +34,21 @@ STATE = "state.json"
 FORMAT = "sftplan.checkpoint"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 SPARE_BYTES = 1 << 20  # beside the tensors: JSON and the folder itself
+FILE_BYTES = 4 << 30  # of a stream: what is held in host memory while its file is written
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Content:
-    """What a checkpoint holds: tensors by file and name, and the rest as JSON."""
+    """What a checkpoint holds: tensors by file and name, and the rest as JSON.
+
+    Streams are tensors too, that come one after the other and need not all fit into host memory;
+    those of `model` lie in model.safetensors, model-2.safetensors and so on.
+    """
 
     tensors: Mapping[str, Mapping[str, torch.Tensor]]
     state: Mapping[str, Any]
+    streams: Mapping[str, Iterable[tuple[str, torch.Tensor]]] = field(default_factory=dict)
+    streamed_bytes: int = 0
 
 
 def step_folder(root: Path, step: int) -> Path:
@@ -58,13 +67,38 @@ def save(root: Path, step: int, content: Content) -> Path:
     def fill(folder: Path) -> None:
         for file, tensors in content.tensors.items():
             save_file({k: v.contiguous() for k, v in tensors.items()}, folder / file)
+        for stem, stream in content.streams.items():
+            _write_stream(folder, stem, stream)
         state = {"format": FORMAT, "step": step, **content.state}
         (folder / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
 
     needed = sum(t.nbytes for tensors in content.tensors.values() for t in tensors.values())
-    write_folder(target, fill, needed_bytes=needed)
+    write_folder(target, fill, needed_bytes=needed + content.streamed_bytes)
     point(root / "last", target)
     return target
+
+
+def _write_stream(folder: Path, stem: str, stream: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Tensors as they come, a file whenever there are enough."""
+    held: dict[str, torch.Tensor] = {}
+    size = files = 0
+
+    def write() -> None:
+        nonlocal size, files
+        files += 1
+        save_file(
+            held, folder / (f"{stem}.safetensors" if files == 1 else f"{stem}-{files}.safetensors")
+        )
+        held.clear()
+        size = 0
+
+    for name, tensor in stream:
+        held[name] = tensor.detach().to("cpu", copy=True).contiguous()
+        size += tensor.nbytes
+        if size >= FILE_BYTES:
+            write()
+    if held or not files:
+        write()
 
 
 def write_folder(target: Path, fill: Callable[[Path], None], *, needed_bytes: int) -> None:
@@ -197,11 +231,31 @@ def newest(root: Path, *, say: Callable[[str], None] = lambda _: None) -> Path |
     return None
 
 
+class Stored(Mapping[str, "torch.Tensor"]):
+    """Tensors of some files, each read when it is asked for."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        files: list[Any] = [safe_open(path, framework="pt") for path in paths]
+        self._files = {name: file for file in files for name in file.keys()}  # noqa: SIM118
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        tensor: torch.Tensor = self._files[name].get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
 def load(folder: Path) -> Content:
-    """What `save` was given."""
+    """What `save` was given; a stream is a file of its name and those that go on with it."""
     state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    files = sorted(folder.glob("*.safetensors"))
-    return Content(tensors={path.name: load_file(path) for path in files}, state=state)
+    parts: dict[str, list[Path]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        parts.setdefault(f"{path.stem.partition('-')[0]}.safetensors", []).append(path)
+    return Content(tensors={name: Stored(paths) for name, paths in parts.items()}, state=state)
 
 
 def rotate(root: Path, *, keep: int, best: int | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,9 +39,7 @@ def evaluate(stepper: Stepper, evaluation: Evaluation) -> dict[str, float]:
             steps = [kind.step(0, number, rank=evaluation.rank) for kind in kinds]
             for pair in zip(*(step.micro_batches for step in steps), strict=True):
                 both = [to_device(each, evaluation.layout, stepper.device) for each in pair]
-                hidden = hidden_states(stepper.model, both[0])
-                for at, inputs in enumerate(both):
-                    sums[at] += _summed(stepper, hidden, inputs)
+                sums += stepper.update.whole(partial(_summed_pair, stepper, both))
             for at, step in enumerate(steps):
                 counts[at] += step.num_targets
     if stepper.world_size > 1:
@@ -52,6 +51,17 @@ def evaluate(stepper: Stepper, evaluation: Evaluation) -> dict[str, float]:
         "eval_response_tokens": counts[0],
         "eval_tokens": counts[1],
     }
+
+
+def _summed_pair(stepper: Stepper, both: list[Inputs]) -> torch.Tensor:
+    """Summed losses of the same rows with other targets."""
+    hidden = hidden_states(stepper.model, both[0])
+
+    def at_head(hidden: torch.Tensor) -> torch.Tensor:
+        return torch.stack([_summed(stepper, hidden, inputs) for inputs in both])
+
+    found: torch.Tensor = stepper.update.at_head(at_head, hidden)
+    return found.double()
 
 
 def _summed(stepper: Stepper, hidden: torch.Tensor, inputs: Inputs) -> torch.Tensor:

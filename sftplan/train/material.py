@@ -16,7 +16,7 @@ from sftplan.data.store import Selected, counts
 from sftplan.data.tokenizer import BpeTokenizer
 from sftplan.errors import DriftError, NotReadyError, UsageError
 from sftplan.facts.resolve import resolve_model
-from sftplan.facts.strategy import Offload, Optimizer
+from sftplan.facts.strategy import Optimizer, Precision
 from sftplan.plan.build import shape_sha256
 from sftplan.train.model import check_weights
 
@@ -42,12 +42,14 @@ class Material:
 
 
 def check_supported(plan: Plan) -> None:
-    """Refuse what this version cannot run, naming what it can."""
+    """Refuse what cannot be run, naming what can."""
     strategy = plan.strategy
-    if strategy.zero or strategy.offload is not Offload.NONE:
-        wanted = f"--zero {strategy.zero} --offload {strategy.offload}"
-        message = f"this version cannot launch {wanted} yet"
-        raise NotReadyError(message, "it can with --zero 0 --offload none, on one or more GPUs")
+    if strategy.zero and strategy.optimizer is Optimizer.ADAMW_8BIT:
+        message = f"--optimizer adamw-8bit cannot be sharded by --zero {strategy.zero}"
+        raise UsageError(message, "`--optimizer adamw`, whose states are shared out, or `--zero 0`")
+    if strategy.zero and strategy.precision is Precision.BF16_TRUE:
+        message = f"--precision bf16-true has no ZeRO: DeepSpeed keeps fp32 states under --zero {strategy.zero}"
+        raise UsageError(message, "`--precision bf16-master`, or `--zero 0`")
     if strategy.optimizer is Optimizer.ADAMW_8BIT and find_spec("bitsandbytes") is None:
         message = "--optimizer adamw-8bit needs bitsandbytes, which is not installed"
         raise NotReadyError(message, "`pip install bitsandbytes`, or `--optimizer adamw`")
@@ -148,11 +150,11 @@ def _evaluation(
     return both[0], both[1]
 
 
-def identity_of(job: Job, material: Material, *, kernel: str, world_size: int) -> dict[str, Any]:
+def identity_of(job: Job, material: Material, *, kernel: str) -> dict[str, Any]:
     """What decides on the numbers of a run: a checkpoint goes on only where all of it is the same."""
     strategy = asdict(job.plan.strategy)
-    same = ("precision", "loss", "checkpointing", "packing", "compile", "micro_batch", "accumulation",
-            "optimizer", "attention_dropout", "max_grad_norm")  # fmt: skip
+    same = ("precision", "loss", "checkpointing", "packing", "compile", "optimizer",
+            "attention_dropout", "max_grad_norm")  # fmt: skip
     free = (
         "eval_every",
         "save_every",
@@ -162,6 +164,7 @@ def identity_of(job: Job, material: Material, *, kernel: str, world_size: int) -
         "tokenizer",
         "tracker",
         "skip_bad",
+        "nvme_path",
     )
     settings = {k: v for k, v in asdict(job.settings).items() if k not in free}
     digest = hashlib.sha256()
@@ -173,7 +176,7 @@ def identity_of(job: Job, material: Material, *, kernel: str, world_size: int) -
         "data": digest.hexdigest(),
         "examples": len(material.training.examples),
         "steps": material.training.num_steps,
-        "GPUs": world_size,
+        "rows per step": material.training.sharing.rows_per_step,
         "attention": kernel,
         **{name.replace("_", " "): str(strategy[name]) for name in same},
         **settings,

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import distributed
 
 from sftplan.errors import TrainingFailedError
 from sftplan.train.compiled import eager_blocks
@@ -71,25 +73,44 @@ def check_packing(stepper: Stepper, batch: MicroBatch, inputs: Inputs) -> Packin
         TrainingFailedError: Documents see each other.
     """
     spans = _second_documents(batch)
+    if stepper.world_size > 1:  # what is shared out is gathered by all ranks, or by none
+        count = torch.tensor(len(spans), device=stepper.device)
+        distributed.all_reduce(count, distributed.ReduceOp.MIN)
+        spans = spans[: int(count)]
     if not spans:
         return None
+    low = AUTOCAST.get(stepper.precision) or next(stepper.model.parameters()).dtype
     with quiet_model(stepper):
-        low = AUTOCAST.get(stepper.precision) or next(stepper.model.parameters()).dtype
-        packed = hidden_states(stepper.model, inputs)
-        changed = hidden_states(stepper.model, _first_documents_changed(batch, inputs))
-        head = head_of(stepper.model)
-        largest = separate = leak = 0.0
-        for start, stop in spans:
-            alone = _alone(stepper, inputs.input_ids.view(-1)[start:stop])
-            here, there = (scores_of(hidden[start:stop], head) for hidden in (packed, changed))
-            largest = max(largest, alone.abs().max().item())
-            separate = max(separate, (here - alone).abs().max().item())
-            leak = max(leak, (here - there).abs().max().item())
-    found = PackingCheck(documents=len(spans), separate=separate / largest, leak=leak / largest)
+        found: PackingCheck = stepper.update.whole(
+            partial(_compared, stepper, batch, inputs, spans)
+        )
     if not max(found.separate, found.leak) <= TOLERANCES[low]:
         message = f"packed documents see each other; {found}"
         raise TrainingFailedError(message, "train with --no-packing, and report this model to us")
     return found
+
+
+def _compared(
+    stepper: Stepper, batch: MicroBatch, inputs: Inputs, spans: list[tuple[int, int]]
+) -> PackingCheck:
+    """The differences, over some documents."""
+    packed = hidden_states(stepper.model, inputs)
+    changed = hidden_states(stepper.model, _first_documents_changed(batch, inputs))
+    largest = separate = leak = 0.0
+    for start, stop in spans:
+        alone = _alone(stepper, inputs.input_ids.view(-1)[start:stop])
+        here, there = (
+            stepper.update.at_head(partial(_scores, stepper), hidden[start:stop])
+            for hidden in (packed, changed)
+        )
+        largest = max(largest, alone.abs().max().item())
+        separate = max(separate, (here - alone).abs().max().item())
+        leak = max(leak, (here - there).abs().max().item())
+    return PackingCheck(documents=len(spans), separate=separate / largest, leak=leak / largest)
+
+
+def _scores(stepper: Stepper, hidden: torch.Tensor) -> torch.Tensor:
+    return scores_of(hidden, head_of(stepper.model))
 
 
 def _spans(batch: MicroBatch) -> list[tuple[int, int]]:

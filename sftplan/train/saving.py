@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,17 +19,19 @@ if TYPE_CHECKING:
 
 def save(run: Run) -> None:
     """Write the checkpoint of where the run stands; rank 0 does, the others hand it their RNG."""
-    randoms = _random_states(run)
-    if run.rank == 0:
-        names = dict(run.stepper.model.named_parameters())
+    randoms, update = _random_states(run), run.stepper.update
+    streams = {"model": update.weights(), "optimizer": update.saved()}
+    if run.rank > 0:
+        for _ in chain(*streams.values()):
+            """What is shared out is put together by all ranks."""
+    else:
         scale = run.stepper.scale
         content = checkpoint.Content(
-            tensors={
-                "model.safetensors": {name: p.detach() for name, p in names.items()},
-                "optimizer.safetensors": run.stepper.update.state(),
-                "random.safetensors": randoms,
-            },
+            tensors={"random.safetensors": randoms},
+            streams=streams,
+            streamed_bytes=update.saved_bytes(),
             state={
+                "ranks": run.stepper.world_size,
                 "identity": dict(run.identity),
                 "tokens": run.tokens,
                 "best": run.best,
@@ -62,16 +65,22 @@ def _random_states(run: Run) -> dict[str, torch.Tensor]:
 def restore(run: Run, folder: Path) -> None:
     """Stand where `save` stood."""
     content = checkpoint.load(folder)
-    checkpoint.check_same(content.state["identity"], run.identity)
-    with torch.no_grad():
-        for name, parameter in run.stepper.model.named_parameters():
-            parameter.copy_(content.tensors["model.safetensors"][name])
-    run.stepper.update.load(content.tensors["optimizer.safetensors"])
-    randoms = content.tensors["random.safetensors"]
-    torch.set_rng_state(randoms[f"{run.rank}/cpu"])
-    if run.stepper.device.type == "cuda":
-        torch.cuda.set_rng_state(randoms[f"{run.rank}/cuda"], run.stepper.device)
     state = content.state
+    checkpoint.check_same(state["identity"], run.identity)
+    run.stepper.update.restore(
+        content.tensors["model.safetensors"], content.tensors["optimizer.safetensors"]
+    )
+    if state["ranks"] == run.stepper.world_size:
+        randoms = content.tensors["random.safetensors"]
+        torch.set_rng_state(randoms[f"{run.rank}/cpu"])
+        if run.stepper.device.type == "cuda":
+            torch.cuda.set_rng_state(randoms[f"{run.rank}/cuda"], run.stepper.device)
+    else:
+        torch.manual_seed(run.settings.seed + 1 + run.rank + state["step"])
+        run.progress.say(
+            f"saved by {state['ranks']} ranks, going on with {run.stepper.world_size}: the same "
+            "batches, other rounding and other random numbers"
+        )
     run.done = run.saved = state["step"]
     run.tokens, run.stability = state["tokens"], Stability.of(state["stability"])
     run.best = None if state["best"] is None else (state["best"][0], state["best"][1])

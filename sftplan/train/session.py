@@ -14,6 +14,7 @@ from sftplan.facts.strategy import Precision
 from sftplan.train import checkpoint, loop, saving
 from sftplan.train.attention import Kernel, choose_kernel
 from sftplan.train.compiled import loss_functions, prepare_blocks
+from sftplan.train.engine import uses_deepspeed
 from sftplan.train.evaluate import Evaluation
 from sftplan.train.inputs import Layout, to_device
 from sftplan.train.job import CHECKPOINTS, FINAL
@@ -30,6 +31,7 @@ from sftplan.train.model import (
 from sftplan.train.packing_check import check_packing
 from sftplan.train.progress import Progress
 from sftplan.train.schedule import Schedule
+from sftplan.train.sharded import ShardedUpdate
 from sftplan.train.state import Run
 from sftplan.train.step import LossScale, Stepper
 from sftplan.train.update import Update
@@ -69,13 +71,24 @@ def build_stepper(
 ) -> Stepper:  # fmt: skip
     """Model, optimizer and loss of a plan, as training and the dry run use them."""
     strategy = plan.strategy
+    sharded = uses_deepspeed(strategy)
     model = build_model(
-        config, precision=strategy.precision, attention=kernel.name, device=device,
-        weights=weights, seed=settings.seed,
+        config, precision=strategy.precision, attention=kernel.name, weights=weights,
+        # From the host stage 3 takes each weight's share: whole they may not fit on the GPU.
+        device=torch.device("cpu") if strategy.zero == 3 else device, seed=settings.seed,
     )  # fmt: skip
     prepare_blocks(model, checkpointing=strategy.checkpointing, compiled=strategy.compile)
     response, chunk = loss_functions(compiled=strategy.compile)
-    update = Update(model, precision=strategy.precision, kind=strategy.optimizer, settings=settings)
+    update: Update | ShardedUpdate
+    if sharded:
+        update = ShardedUpdate(
+            model, strategy=strategy, planned=plan.launch.deepspeed, settings=settings,
+            device=device, world_size=world_size,
+        )  # fmt: skip
+    else:
+        update = Update(
+            model, precision=strategy.precision, kind=strategy.optimizer, settings=settings
+        )
     return Stepper(
         model=model, update=update, precision=strategy.precision, loss=strategy.loss,
         max_grad_norm=strategy.max_grad_norm, device=device, world_size=world_size,
@@ -107,8 +120,7 @@ def run_job(job: Job, material: Material | None = None) -> dict[str, Any]:
             if run.tracker is not None:
                 run.tracker.finish()
     summary = summary_of(run, material)
-    if place.rank == 0:
-        write_final(job, run, material)
+    write_final(job, run, material)
     return summary
 
 
@@ -165,7 +177,7 @@ def assemble(
         ),
         checkpoints=job.out / CHECKPOINTS, metrics=None, progress=progress, evaluation=evaluation,
         meter=_meter(plan, device, place.world_size), rank=place.rank,
-        identity=identity_of(job, material, kernel=kernel.name, world_size=place.world_size),
+        identity=identity_of(job, material, kernel=kernel.name),
     )  # fmt: skip
     _introduce(run, material, kernel)
     _resume(job, run)
@@ -243,7 +255,10 @@ def summary_of(run: Run, material: Material) -> dict[str, Any]:
 
 def write_final(job: Job, run: Run, material: Material) -> None:
     """The model with its own configuration and its tokenizer, as transformers loads them."""
-    model = run.stepper.model
+    model, rank_0 = run.stepper.model, run.rank == 0
+    gathered = run.stepper.update.gathered(keep=rank_0)
+    if not rank_0:
+        return
     original = config_of(material.shape, attention_dropout="model")
     original.use_cache = True
     for name in ("attn_pdrop", "attention_dropout"):
@@ -253,9 +268,9 @@ def write_final(job: Job, run: Run, material: Material) -> None:
 
     def fill(folder: Path) -> None:
         with without_bars():
-            model.save_pretrained(folder)
+            model.save_pretrained(folder, state_dict=gathered)
         material.tokenizer.save(folder)
 
-    needed = sum(p.nbytes for p in model.parameters())
+    needed = sum(tensor.nbytes for tensor in (gathered or dict(model.named_parameters())).values())
     checkpoint.write_folder(job.out / FINAL, fill, needed_bytes=needed)
     run.progress.say(f"the model is in {job.out / FINAL}")

@@ -36,6 +36,7 @@ class Settings:
     random_weights: bool = False
     cpu: bool = False
     tracker: str | None = None
+    nvme_path: str | None = None  # of `--offload nvme`
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "epsilon"):

@@ -22,11 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from sftplan.train.inputs import Inputs
+    from sftplan.train.sharded import ShardedUpdate
     from sftplan.train.update import Update
 
 Tensor = torch.Tensor
-REDUCE_ELEMENTS = 2**26  # gradients summed over the ranks at once
-CLIP_EPSILON = 1e-6  # as torch.nn.utils.clip_grad_norm_
 
 
 @dataclass(slots=True)
@@ -57,7 +56,7 @@ class Stepper:
     """All that a step works with; `mark` is told which phase begins, for the dry run to measure it."""
 
     model: Any
-    update: Update
+    update: Update | ShardedUpdate
     precision: Precision
     loss: Loss
     max_grad_norm: float
@@ -106,34 +105,49 @@ def train_step(
     scale = 1.0 if stepper.scale is None else stepper.scale.value
     factor = torch.full((), scale / num_targets, device=stepper.device)
     total = torch.zeros((), device=stepper.device)
-    for inputs in passes:
+    for left, inputs in zip(range(len(passes) - 1, -1, -1), passes, strict=True):
         stepper.mark("forward")
         loss = scaled_loss(stepper, inputs, factor)
         stepper.mark("backward")
-        loss.backward()  # type: ignore[no-untyped-call]
+        stepper.update.backward(loss, scale=scale, last=not left)
         total += loss.detach()
         del loss
     if stepper.world_size > 1:
         stepper.mark("communication")
-        _sum_over_ranks(stepper, total)
+        distributed.all_reduce(total)  # each rank's loss was divided by the targets of all of them
+        stepper.update.sum_over_ranks()
     stepper.mark("optimizer")
-    outcome = _update(stepper, total / scale, scale, learning_rate)
+    total /= scale
+    norm, skip = stepper.update.advance(
+        total, scale=scale, learning_rate=learning_rate, max_grad_norm=stepper.max_grad_norm
+    )
+    if stepper.scale is not None:
+        stepper.scale.seen(overflow=bool(skip))
     stepper.mark("end")
-    return outcome
+    return Outcome(loss=total, grad_norm=norm, skipped=skip)
 
 
 def scaled_loss(stepper: Stepper, inputs: Inputs, factor: Tensor) -> Tensor:
     """Summed loss of one pass, times `factor`."""
-    low = AUTOCAST.get(stepper.precision)
-    with torch.autocast(stepper.device.type, dtype=low, enabled=low is not None):
-        if stepper.loss is Loss.FULL:
-            return full_loss(stepper.model, inputs) * factor
-        kept = gather(hidden_states(stepper.model, inputs), inputs.keep)
+
+    def whole() -> Tensor:
+        low = AUTOCAST.get(stepper.precision)
+        with torch.autocast(stepper.device.type, dtype=low, enabled=low is not None):
+            if stepper.loss is Loss.FULL:
+                return full_loss(stepper.model, inputs) * factor
+            kept = gather(hidden_states(stepper.model, inputs), inputs.keep)
+            loss: Tensor = stepper.update.at_head(at_head, kept)
+            return loss
+
+    def at_head(kept: Tensor) -> Tensor:
         head = head_of(stepper.model)
         if stepper.loss is Loss.CHUNKED:
             return chunked_loss(kept, inputs.targets, head, factor, stepper.chunk)
         summed = stepper.response(kept, inputs.targets, head.weight, head.bias, head.softcap)
         return summed * factor
+
+    loss: Tensor = stepper.update.whole(whole)
+    return loss
 
 
 def model_inputs(inputs: Inputs) -> dict[str, Any]:
@@ -160,47 +174,3 @@ def full_loss(model: Any, inputs: Inputs) -> Tensor:
     labels = labels[: inputs.input_ids.numel()].view(inputs.input_ids.shape)
     loss: Tensor = model(**model_inputs(inputs), labels=labels, num_items_in_batch=1).loss
     return loss
-
-
-def _update(stepper: Stepper, loss: Tensor, scale: float, learning_rate: float) -> Outcome:
-    """Clip by the global norm and move the weights, unless loss or norm is not finite."""
-    gradients = [p.grad for p in stepper.update.parameters if p.grad is not None]
-    norms = torch._foreach_norm(gradients, 2, dtype=torch.float32)
-    norm = torch.linalg.vector_norm(torch.stack(norms)) / scale
-    del gradients, norms
-    divisor = torch.full_like(norm, scale)
-    if stepper.max_grad_norm:
-        divisor = divisor * ((norm + CLIP_EPSILON) / stepper.max_grad_norm).clamp(min=1.0)
-    skip = (~(norm.isfinite() & loss.isfinite())).float()
-    divisor = torch.where(skip.bool(), torch.ones_like(divisor), divisor)
-    stepper.update.step(learning_rate=learning_rate, divisor=divisor, skip=skip)
-    stepper.update.clear()
-    if stepper.scale is not None:
-        stepper.scale.seen(overflow=bool(skip))
-    return Outcome(loss=loss, grad_norm=norm, skipped=skip)
-
-
-def _sum_over_ranks(stepper: Stepper, total: Tensor) -> None:
-    """Sum loss and gradients: each rank's loss was divided by the targets of all of them."""
-    distributed.all_reduce(total)
-    waiting: list[Tensor] = []
-    size = 0
-    for parameter in stepper.update.parameters:
-        if parameter.grad is None:  # every rank has to take part
-            parameter.grad = torch.zeros_like(parameter)
-        waiting.append(parameter.grad)
-        size += parameter.numel()
-        if size >= REDUCE_ELEMENTS:
-            _sum_together(waiting)
-            waiting, size = [], 0
-    if waiting:
-        _sum_together(waiting)
-
-
-def _sum_together(gradients: list[Tensor]) -> None:
-    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-    distributed.all_reduce(flat)
-    start = 0
-    for gradient in gradients:
-        gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
-        start += gradient.numel()

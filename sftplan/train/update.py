@@ -9,20 +9,24 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import distributed
 
 from sftplan.errors import NotReadyError
 from sftplan.facts.strategy import Optimizer, Precision
 from sftplan.step.update import MASTER_BUCKET_ELEMENTS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from sftplan.train.settings import Settings
 
 Tensor = torch.Tensor
+REDUCE_ELEMENTS = 2**26  # gradients summed over the ranks at once
+CLIP_EPSILON = 1e-6  # as torch.nn.utils.clip_grad_norm_
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,7 @@ class _Bucket:
 
 
 class Update:
-    """The optimizer of a model."""
+    """The optimizer of a model whose weights and gradients every rank holds whole."""
 
     def __init__(
         self, model: torch.nn.Module, *, precision: Precision, kind: Optimizer, settings: Settings
@@ -51,6 +55,7 @@ class Update:
         self.master = precision is Precision.BF16_MASTER
         self.eight_bit = kind is Optimizer.ADAMW_8BIT
         self.settings = settings
+        self._model = model
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self.parameters = [parameter for _, parameter in named]
         weights = [_Weight(name, p, self._own(p)) for name, p in named]
@@ -80,6 +85,54 @@ class Update:
             made: torch.optim.Optimizer = _bitsandbytes().optim.AdamW8bit(groups, **options)
             return made
         return torch.optim.AdamW(groups, fused=True, **options)
+
+    def whole(self, function: Callable[[], Any]) -> Any:
+        """What `function` gives, which runs the model: its weights are all there."""
+        return function()
+
+    def at_head(self, function: Callable[[Tensor], Any], kept: Tensor) -> Any:
+        """What `function` makes of the head's input with the head's weight."""
+        return function(kept)
+
+    def backward(self, loss: Tensor, *, scale: float, last: bool) -> None:
+        """Add the gradients of one pass; `last` says that an update follows."""
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def sum_over_ranks(self) -> None:
+        """Sum the gradients, many tensors at a time."""
+        waiting: list[Tensor] = []
+        size = 0
+        for parameter in self.parameters:
+            if parameter.grad is None:  # every rank has to take part
+                parameter.grad = torch.zeros_like(parameter)
+            waiting.append(parameter.grad)
+            size += parameter.numel()
+            if size >= REDUCE_ELEMENTS:
+                _sum_together(waiting)
+                waiting, size = [], 0
+        if waiting:
+            _sum_together(waiting)
+
+    def advance(
+        self, loss: Tensor, *, scale: float, learning_rate: float, max_grad_norm: float
+    ) -> tuple[Tensor, Tensor]:
+        """Clip by the global norm and move the weights, unless loss or norm is not finite.
+
+        Returns:
+            The norm before clipping, and 1 where the weights stayed.
+        """
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norms = torch._foreach_norm(gradients, 2, dtype=torch.float32)
+        norm = torch.linalg.vector_norm(torch.stack(norms)) / scale
+        del gradients, norms
+        divisor = torch.full_like(norm, scale)
+        if max_grad_norm:
+            divisor = divisor * ((norm + CLIP_EPSILON) / max_grad_norm).clamp(min=1.0)
+        skip = (~(norm.isfinite() & loss.isfinite())).float()
+        divisor = torch.where(skip.bool(), torch.ones_like(divisor), divisor)
+        self.step(learning_rate=learning_rate, divisor=divisor, skip=skip)
+        self.clear()
+        return norm, skip
 
     @torch.no_grad()
     def step(self, *, learning_rate: float, divisor: Tensor, skip: Tensor) -> None:
@@ -129,15 +182,39 @@ class Update:
                     found[f"{part}/{weight.name}"] = kept
         return found
 
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The model's own weights."""
+        for name, parameter in self._model.named_parameters():
+            yield name, parameter.detach()
+
+    def saved(self) -> Iterator[tuple[str, Tensor]]:
+        """`state`, one after the other."""
+        yield from self.state().items()
+
+    def saved_bytes(self) -> int:
+        """Bytes of a checkpoint."""
+        return sum(tensor.nbytes for _, tensor in chain(self.weights(), self.saved()))
+
+    def gathered(self, *, keep: bool) -> dict[str, Tensor] | None:
+        """The whole weights where the model has them in parts: never."""
+        return None
+
+    @torch.no_grad()
+    def restore(self, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+        """Stand where `weights` and `saved` were taken."""
+        for name, parameter in self._model.named_parameters():
+            parameter.copy_(weights[name])
+        self.load(state)
+
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what `state` returned."""
-        by_name: dict[str, dict[str, Tensor]] = {}
-        for key, value in state.items():
+        by_name: dict[str, list[str]] = {}
+        for key in state:
             part, _, name = key.partition("/")
-            by_name.setdefault(name, {})[part] = value
+            by_name.setdefault(name, []).append(part)
         for bucket in self.buckets:
             for weight in bucket.weights:
-                parts = by_name[weight.name]
+                parts = {part: state[f"{part}/{weight.name}"] for part in by_name[weight.name]}
                 if self.master:
                     weight.own.data.copy_(parts.pop("master"))
                 bucket.optimizer.state[weight.own] = {
@@ -148,6 +225,15 @@ class Update:
         if self.eight_bit and part == "step":
             return int(value)
         return value.to(own.device, copy=True)
+
+
+def _sum_together(gradients: list[Tensor]) -> None:
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    distributed.all_reduce(flat)
+    start = 0
+    for gradient in gradients:
+        gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
+        start += gradient.numel()
 
 
 def _copy_gradients(weights: Iterable[_Weight]) -> None:

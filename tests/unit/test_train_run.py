@@ -22,7 +22,8 @@ from safetensors.torch import load_file
 import sftplan.api
 from sftplan.cli.main import run as command
 from sftplan.data.demo import DEMO_FILE, demo_tokenizer
-from sftplan.errors import ExitCode, NotReadyError, TrainingFailedError, UsageError
+from sftplan.errors import ExitCode, TrainingFailedError, UsageError
+from sftplan.facts.strategy import Optimizer, Precision
 from sftplan.train import checkpoint, interrupt, loop, ranks
 from sftplan.train.demo import DEMO_KNOBS, DEMO_SETTINGS, write_demo_model
 from sftplan.train.job import Job, read_job, write_job
@@ -384,8 +385,13 @@ def test_what_cannot_be_launched_yet_is_said(whole: Path) -> None:
     from sftplan.train.material import check_supported
 
     plan = read_job(whole).plan
-    with pytest.raises(NotReadyError, match="--zero 2 --offload none"):
-        check_supported(replace(plan, strategy=replace(plan.strategy, zero=2)))
+    for change, said in (
+        ({"optimizer": Optimizer.ADAMW_8BIT}, "adamw-8bit cannot be sharded by --zero 2"),
+        ({"precision": Precision.BF16_TRUE}, "bf16-true has no ZeRO"),
+    ):
+        strategy = replace(plan.strategy, zero=2, **change)
+        with pytest.raises(UsageError, match=said):
+            check_supported(replace(plan, strategy=strategy))
 
 
 def test_metrics_lose_what_comes_again(tmp_path: Path) -> None:

@@ -1,0 +1,40 @@
+"""DeepSpeed's buffers: the sizes that `launch` sets and that the tape of a step assumes.
+
+Counted in elements, as DeepSpeed does. Its own defaults are made for clusters (0.19.8,
+runtime/zero/config.py): a reduce bucket of 5e8 elements is 1 GB in 16 bits and two of them, as
+overlapping needs, more than the weights of gpt2-large.
+"""
+
+from __future__ import annotations
+
+# 100 MB in 16 bits: collectives reach their bandwidth from some 10 MB on (nccl-tests, PERFORMANCE.md),
+# and DeepSpeed reduces what is larger, an embedding say, by itself.
+REDUCE_BUCKET_ELEMENTS = 50_000_000
+ALLGATHER_BUCKET_ELEMENTS = 500_000_000  # DeepSpeed's default; not read where NCCL gathers in place
+PREFETCH_BUCKET_ELEMENTS = 50_000_000  # DeepSpeed's default
+PERSISTENCE_ELEMENTS = 100_000  # DeepSpeed's default: smaller parameters stay gathered
+MAX_LIVE_ELEMENTS = 1_000_000_000  # DeepSpeed's default; bounds what is fetched ahead
+# Weights that one step of the stage-3 optimizer brings to fp32 at once: 6 bytes each. The default of
+# 1e9 is 6 GB beside a model that was sharded to save less.
+SUB_GROUP_ELEMENTS = 100_000_000
+
+
+def reuse_elements(block_elements: int) -> int:
+    """How far ahead stage 3 looks before it lets a gathered parameter go.
+
+    A checkpointed block runs forward and then backward again: its weights are needed twice within
+    two blocks, and gathered once if it looks that far. The default of 1e9 keeps the second half of a
+    smaller model gathered from the forward to the backward pass.
+
+    >>> reuse_elements(19_677_440)  # a block of gpt2-large
+    39354880
+    """
+    return 2 * block_elements
+
+
+def overlaps(stage: int, num_gpus: int, *, offloads: bool) -> bool:
+    """Whether gradients leave on a stream of their own, which takes a second bucket.
+
+    There has to be somewhere to go: another GPU, or the host.
+    """
+    return stage == 3 or num_gpus > 1 or offloads
