@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,7 +121,8 @@ def launch(
     elif not (no_verify or resume):
         _verify_once(made, plan, data, options["tokenizer"], quiet=quiet)
     options |= {"resume": resume, "no_verify": no_verify, "quiet": quiet, "verbose": verbose}
-    result = sftplan.api.launch(made, data=data, out=out, **options)
+    with redirect_stdout(sys.stderr):  # libraries talk, too: DeepSpeed's logger does, when imported
+        result = sftplan.api.launch(made, data=data, out=out, **options)
     found = document(result)
     assert isinstance(found, dict)
     if as_json:

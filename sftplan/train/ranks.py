@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     Processes = list[subprocess.Popen[bytes]]
 
 LOGS = "logs"
+STDERR = 2  # POSIX: the descriptor of standard error
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 GRACE_S = 10.0  # for the others, once a rank has failed: they may be waiting for it for ever
 POLL_S = 0.05
@@ -69,7 +70,7 @@ def _start(out: Path, ranks: int, stack: ExitStack) -> Processes:
         process = subprocess.Popen(
             [sys.executable, "-m", "sftplan.train", str(out.resolve())],
             env=os.environ | {name: str(value) for name, value in place.items()},
-            stdout=log,
+            stdout=log or STDERR,  # ours is for the result
             stderr=log,
             preexec_fn=_end_with_parent,
             start_new_session=True,  # Ctrl-C comes through us, once

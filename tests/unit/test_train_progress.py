@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -125,3 +126,12 @@ def test_nothing_is_said_when_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     progress.update(record(1))
     progress.close()
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.slow
+def test_standard_output_holds_the_result_alone(tmp_path: Path) -> None:
+    """Whatever libraries say while they are imported."""
+    command = [sys.executable, *RUN, "--json", "--max-steps", "2", "--out", str(tmp_path / "run")]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
+    assert json.loads(done.stdout)["format"] == "sftplan.run"
