@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from sftplan.data.lengths import EPSILON, generalisation_ratio
 from sftplan.data.read import first_lines
+from sftplan.data.statistics import percentile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -33,6 +34,7 @@ def describe_data(
     """The data as `--json` shows it; lengths are tokens."""
     lengths, fitted = prepared.lengths, prepared.fitted
     ratio, warning = generalisation_ratio(lengths.num_examples, num_parameters)
+    prompt, response, _ = _kinds(prepared).values()
     return {
         "format": "sftplan.data",
         "format_version": 1,
@@ -43,6 +45,8 @@ def describe_data(
         "num_tokens": sum(fitted.examples.lengths),
         "num_response_tokens": sum(fitted.examples.trained),
         "lengths": dataclasses.asdict(lengths),
+        "prompt_lengths": summary_of(prompt),
+        "response_lengths": summary_of(response),
         "num_cut": fitted.num_cut,
         "num_cut_tokens": fitted.num_cut_tokens,
         "num_cut_answers": fitted.num_cut_answers,
@@ -115,17 +119,41 @@ def headline(prepared: Prepared) -> str:
 
 
 def _length_lines(prepared: Prepared) -> Iterator[str]:
-    lengths = prepared.lengths
-    yield f"Tokenizer {lengths.tokenizer}"
+    yield f"Tokenizer {prepared.lengths.tokenizer}"
     yield f"Template  {prepared.template}"
     yield ""
-    yield "Tokens            mean     max     p50     p95"
-    yield f"    prompt    {lengths.prompt_mean_tokens:8.1f}"
-    yield f"    response  {lengths.response_mean_tokens:8.1f}{lengths.response_max_tokens:8,}"
-    yield (
-        f"    both      {lengths.total_mean_tokens:8.1f}{lengths.total_max_tokens:8,}"
-        f"{lengths.total_p50_tokens:8,}{lengths.total_p95_tokens:8,}"
-    )
+    yield "Tokens                  mean     max     p50     p95"
+    for name, lengths in _kinds(prepared).items():
+        shown = summary_of(lengths)
+        yield (
+            f"    {name:14}{shown['mean_tokens']:10.1f}{shown['max_tokens']:8,}"
+            f"{shown['p50_tokens']:8,}{shown['p95_tokens']:8,}"
+        )
+
+
+def _kinds(prepared: Prepared) -> dict[str, list[int]]:
+    """Lengths of each example's context, of its answers, and of both."""
+    lengths, trained = prepared.examples.lengths, prepared.examples.trained
+    return {
+        "prompt E|Q|": [a - b for a, b in zip(lengths, trained, strict=True)],
+        "response E|A|": list(trained),
+        "both": list(lengths),
+    }
+
+
+def summary_of(lengths: Sequence[int]) -> dict[str, float]:
+    """Mean, largest, median and 95th percentile.
+
+    >>> summary_of([1, 2, 3, 10])
+    {'mean_tokens': 4.0, 'max_tokens': 10, 'p50_tokens': 2, 'p95_tokens': 10}
+    """
+    ordered = sorted(lengths)
+    return {
+        "mean_tokens": sum(ordered) / len(ordered),
+        "max_tokens": ordered[-1],
+        "p50_tokens": percentile(ordered, 0.50),
+        "p95_tokens": percentile(ordered, 0.95),
+    }
 
 
 def _histogram_lines(prepared: Prepared, style: Style) -> Iterator[str]:

@@ -61,7 +61,39 @@ def test_json_is_one_document(folder: Path, capsys: pytest.CaptureFixture[str]) 
     assert first[-1]["trained"]
     assert first[-1]["text"] == "<|endoftext|>"
     assert document["generalisation"]["warning"]
+    for kind in ("prompt", "response"):
+        shown = document[f"{kind}_lengths"]
+        assert shown["mean_tokens"] == pytest.approx(document["lengths"][f"{kind}_mean_tokens"])
+        assert 0 < shown["p50_tokens"] <= shown["p95_tokens"] <= shown["max_tokens"] <= 64
     assert captured.err == ""
+
+
+def test_everything_of_the_data_is_on_the_screen(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Lengths, histogram, packing, seams that merge, what is cut, dropped and skipped, and why."""
+    data = folder / "data.jsonl"
+    records: list[dict[str, str]] = [
+        {"prompt": "fine. ", "completion": "fine", "source": "here"},  # merges in this alphabet
+        {"prompt": "Count to ten. " * 30 + "Now:", "completion": "one two three"},
+        {"prompt": "Say.", "completion": "yes " * 100},
+    ]
+    data.write_text("".join(json.dumps(record) + "\n" for record in records) + "{}\n")
+    assert inspect(folder, "--seq", "64", "--skip-bad", "1", data=data) == 0
+    out = capsys.readouterr().out
+    for line in (
+        "prompt E|Q|", "response E|A|", "p95", "Up to   examples", "Packed    ", "Padded    ",
+        "Template  none: prompt and completion as they are",
+        "Seams     3 from prompt to response: 1 would merge if tokenised as one text",
+        f"    {data}:1: 'fine. ' + 'fine'",
+        "Cut       1 examples lose ",
+        "Dropped   1 whose answers do not fit into 64 tokens",
+        f"    {data}:3: no answer fits: ",
+        "Skipped   1 bad examples",
+        f"    {data}:4: example: has no field that is known",
+        "Note      field 'source' is not used (1 examples)",
+    ):  # fmt: skip
+        assert line in out
 
 
 def test_skipped_and_dropped_are_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
