@@ -119,7 +119,7 @@ def launch(
     if options["cpu"]:
         talk("on the processor: no dry run, which measures a GPU", quiet=quiet or no_verify)
     elif not (no_verify or resume):
-        _verify_once(made, plan, data, options["tokenizer"], quiet=quiet)
+        _verify_once(made, plan, data, options, quiet=quiet)
     options |= {"resume": resume, "no_verify": no_verify, "quiet": quiet, "verbose": verbose}
     with redirect_stdout(sys.stderr):  # libraries talk, too: DeepSpeed's logger does, when imported
         result = sftplan.api.launch(made, data=data, out=out, **options)
@@ -149,10 +149,15 @@ def _plan_of(
     if request["model"] is None:
         message = "neither a PLAN nor --model"
         raise UsageError(message, "`sftplan plan` writes a plan")
-    counting = {"tokenizer": options["tokenizer"], "skip_bad": options["skip_bad"] or 0}
+    counting = _counting(options)
     if request["seq_len"] is None:
         request |= {"seq_len": _fitting_seq_len(request, counting, quiet=quiet)}
     return sftplan.api.plan(command=invocation(), **request, **counting)
+
+
+def _counting(options: dict[str, Any]) -> dict[str, Any]:
+    """What of the run's options decides on how the data is read, in the plan and in the dry run."""
+    return {"tokenizer": options["tokenizer"], "skip_bad": options["skip_bad"] or 0}
 
 
 def _fitting_seq_len(request: dict[str, Any], counting: dict[str, Any], *, quiet: bool) -> int:
@@ -193,7 +198,7 @@ def _demo(
 
 
 def _verify_once(
-    plan: Plan, path: str | None, data: str, tokenizer: str | None, *, quiet: bool
+    plan: Plan, path: str | None, data: str, options: dict[str, Any], *, quiet: bool
 ) -> None:
     """The dry run before, unless the verification beside the plan's file says that there was one."""
     from sftplan.plan.verified import verification_beside
@@ -202,7 +207,7 @@ def _verify_once(
         talk("verified already", quiet=quiet)
         return
     talk("dry run first; --no-verify goes without", quiet=quiet)
-    judged = sftplan.api.verify(plan, data=data, tokenizer=tokenizer)
+    judged = sftplan.api.verify(plan, data=data, **_counting(options))
     if not judged.ok:
         message = f"the dry run: {judged.judgement}"
         raise MispredictedError(message, "--no-verify trains all the same")

@@ -152,6 +152,15 @@ def sources_of(path: str | Path) -> tuple[Sequence[Source], list[str]]:
     return [DataFile(file) for file in files], notes
 
 
+def found_from_anywhere(path: str | Path) -> str:
+    """A file or folder under its full path, for a process in another folder; a hub's name as it is."""
+    return (
+        str(path)
+        if not Path(path).exists() and is_hub_name(str(path))
+        else str(Path(path).resolve())
+    )
+
+
 def files_of(path: Path) -> tuple[list[Path], list[str]]:
     """The files to read, in a fixed order, and notes on those that are left out."""
     if not path.exists():

@@ -20,6 +20,7 @@ def verify(
     rehearse: str | None = None,
     data: str | None = None,
     tokenizer: str | None = None,
+    skip_bad: int = 0,
     snapshot: str | None = None,
 ) -> Verification:
     """Measure the plan's own step on its GPUs, or trace it without one, and judge the prediction.
@@ -35,5 +36,8 @@ def verify(
 
     return judge(
         plan,
-        measure(plan, steps=steps, rehearse=rehearse, snapshot=snapshot, data=data, tokenizer=tokenizer),
+        measure(
+            plan, steps=steps, rehearse=rehearse, snapshot=snapshot, data=data, tokenizer=tokenizer,
+            skip_bad=skip_bad,
+        ),
     )  # fmt: skip

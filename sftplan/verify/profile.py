@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sftplan.data.read import found_from_anywhere
 from sftplan.detect.gpus import detect
 from sftplan.errors import NotReadyError, SftplanError
 from sftplan.plan.drift import check_drift
@@ -34,6 +35,7 @@ def measure(
     snapshot: str | None = None,
     data: str | None = None,
     tokenizer: str | None = None,
+    skip_bad: int = 0,
     cpu: bool = False,
 ) -> Measurement:
     """Run a plan's own step on its GPUs and measure it; what was found refines the calibration.
@@ -45,6 +47,7 @@ def measure(
         snapshot: Where PyTorch's memory snapshot is kept.
         data: Instruction data, for its longest rows and its typical ones.
         tokenizer: A folder with a tokenizer, instead of the model's.
+        skip_bad: How many bad examples may be left out.
         cpu: Time it on the processor, which proves nothing of the plan.
 
     Raises:
@@ -52,7 +55,7 @@ def measure(
     """
     found = measure_here(
         plan, steps=steps, rehearse=rehearse, snapshot=snapshot, data=data, tokenizer=tokenizer,
-        cpu=cpu,
+        skip_bad=skip_bad, cpu=cpu,
     )  # fmt: skip
     notes = []
     if not cpu and rehearse is None:
@@ -77,6 +80,7 @@ def measure_here(
     snapshot: str | None = None,
     data: str | None = None,
     tokenizer: str | None = None,
+    skip_bad: int = 0,
     cpu: bool = False,
     timeout_s: float | None = None,
 ) -> dict[str, Any]:
@@ -89,8 +93,9 @@ def measure_here(
         check_here(plan, rehearse=rehearse is not None)
     request = Request(
         steps=default_steps(plan) if steps is None else steps,
-        data=None if data is None else str(Path(data).resolve()),
+        data=None if data is None else found_from_anywhere(data),
         tokenizer=tokenizer,
+        skip_bad=skip_bad,
         cap_bytes=None if rehearse is None else cap_bytes(plan, rehearse),
         snapshot=None if snapshot is None else _part(snapshot),
         cpu=cpu,

@@ -24,6 +24,7 @@ class Request:
     steps: int  # that are timed
     data: str | None = None
     tokenizer: str | None = None
+    skip_bad: int = 0
     cap_bytes: int | None = None
     snapshot: str | None = None
     timeline: bool = True

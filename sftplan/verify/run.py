@@ -138,7 +138,12 @@ def _built(run: DryRun) -> tuple[Stepper, Layout, Batches]:
     """The stepper as training builds it, and batches that training would see."""
     plan, strategy, request = run.plan, run.plan.strategy, run.request
     shape = shape_of(plan)
-    settings = Settings(random_weights=True, cpu=request.cpu, tokenizer=request.tokenizer)
+    settings = Settings(
+        random_weights=True,
+        cpu=request.cpu,
+        tokenizer=request.tokenizer,
+        skip_bad=request.skip_bad,
+    )
     config = config_of(shape, attention_dropout=strategy.attention_dropout)
     low = product_dtype(strategy.precision)
     kernel = choose_kernel(strategy.attention, device=run.device, low=low, config=config)
