@@ -11,6 +11,7 @@ from sftplan.cost.host import host_memory
 from sftplan.cost.memory import allocated_bound_bytes, exact_peaks
 from sftplan.cost.rows import examples_per_step, padded_length, tokens_per_step
 from sftplan.cost.time import step_time
+from sftplan.facts.params import num_parameters
 from sftplan.facts.strategy import Allocator, Offload
 from sftplan.step.batch import full_batch
 from sftplan.step.repeat import MIDDLE, Events, expand, multiplicity
@@ -66,6 +67,7 @@ class Tapes:
     def __init__(self, model: ModelShape, workload: Workload) -> None:
         self.workload = workload
         self.model = few_layers(model, workload.seq_len) or model
+        self.elements = num_parameters(model)
         self._tapes: dict[tuple[Strategy, Chip, int, int], Tape] = {}
 
     def steady(
@@ -86,7 +88,9 @@ class Tapes:
         key = (alike, chip, num_gpus if sharded else 1, length)
         if key not in self._tapes:
             batch = full_batch(strategy, replace(self.workload, seq_len=length))
-            self._tapes[key] = steady(self.model, alike, batch, num_gpus=key[2], chip=chip)
+            self._tapes[key] = steady(
+                self.model, alike, batch, num_gpus=key[2], chip=chip, elements=self.elements
+            )
         return self._tapes[key]
 
 
@@ -246,7 +250,10 @@ class Evaluator:
         """Every birth and death of a storage in the first two steps, with so many layers."""
         batch = full_batch(strategy, self.workload)
         model = self._few or self.model
-        tape = simulate(model, strategy, batch, num_gpus=self.num_gpus, chip=chip)
+        elements = num_parameters(self.model)
+        tape = simulate(
+            model, strategy, batch, num_gpus=self.num_gpus, chip=chip, elements=elements
+        )
         if self._few is None:
             return Events(tape.events, tape.sizes, tape.kinds, tape.marks)
         return expand(tape, num_layers)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from sftplan.cost.allocator import replay, round_size
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from sftplan.step.repeat import Events
     from sftplan.step.tape import Tape
@@ -75,27 +76,36 @@ def allocated_bound_bytes(few: Tape, multiplicity: Mapping[int, int]) -> int:
     bounds = [position for position, _ in few.marks] + [len(few.events)]
     for (start, label), stop in zip(few.marks, bounds[1:], strict=True):
         number = label.rpartition(" ")[2]
-        times = multiplicity.get(int(number), 1) if number.isdigit() else 1
-        highest, net = _excursion(few, sizes, start, stop, multiplicity if times == 1 else {})
-        last = live + net * (times - 1)
-        peak = max(peak, live + highest, last + highest)
-        live = last + net
+        if number.isdigit():
+            stretches = iter([(multiplicity.get(int(number), 1), few.events[start:stop])])
+        else:
+            stretches = _by_layer(few, start, stop, multiplicity)
+        for times, events in stretches:
+            highest, net = _excursion(events, sizes)
+            last = live + net * (times - 1)
+            peak = max(peak, live + highest, last + highest)
+            live = last + net
     return peak
 
 
-def _excursion(
-    few: Tape, sizes: list[int], start: int, stop: int, multiplicity: Mapping[int, int]
-) -> tuple[int, int]:
-    """Highest and final level of a stretch, from zero; what it does to the middle layer counts for all."""
+def _by_layer(
+    few: Tape, start: int, stop: int, multiplicity: Mapping[int, int]
+) -> Iterator[tuple[int, list[int]]]:
+    """A stretch of no single layer, cut by whose storages it touches: layer after layer does the same."""
+    owners = few.owners
+    runs = groupby(few.events[start:stop], key=lambda e: owners[e if e >= 0 else ~e])
+    for owner, run in runs:
+        yield 1 if owner is None else multiplicity.get(owner, 1), list(run)
+
+
+def _excursion(events: list[int], sizes: list[int]) -> tuple[int, int]:
+    """Highest and final level of a stretch, from zero."""
     level = highest = 0
-    events, owners = few.events, few.owners
-    for event in events[start:stop]:
-        index = event if event >= 0 else ~event
-        owner = owners[index]
-        size = sizes[index] * (multiplicity.get(owner, 1) if owner is not None else 1)
+    for event in events:
         if event >= 0:
-            level += size
-            highest = max(highest, level)
+            level += sizes[event]
+            if level > highest:
+                highest = level
         else:
-            level -= size
+            level -= sizes[~event]
     return highest, level

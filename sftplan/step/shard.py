@@ -125,10 +125,14 @@ class Shards:
         self.buffers.append(self.tape.storage(num_bytes, kind))
 
     def begin_backward(self) -> None:
-        """Stages 1 and 2 allocate the bucket for each backward pass, stage 2 its gradient share once."""
+        """Stages 1 and 2 allocate the bucket for each backward pass, stage 2 holds its gradients."""
         if self.sharding.stage == 3:
             return
         self.bucket = [self.tape.storage(REDUCE_BUCKET_ELEMENTS * self.size, "communication")]
+        self.hold_gradients()
+
+    def hold_gradients(self) -> None:
+        """Stage 2: the rank's share of the gradients, which stays until the step."""
         if self.sharding.stage == 2 and not (self.partition or self.sharding.offloads_optimizer):
             for layer, elements in self.layer_elements().items():
                 self.tape.enter(layer)

@@ -37,13 +37,15 @@ def simulate(
     num_gpus: int = 1,
     num_steps: int = 2,
     chip: Chip = HOPPER,
+    elements: int | None = None,
 ) -> Tape:
     """The tape of the first steps of one rank, from the building of the model on.
 
     The second step is like all that follow: the optimizer's states exist and the allocator's cache is
-    warm. Of many accumulated passes only the first few are on the tape.
+    warm. Of many accumulated passes only the first few are on the tape. `elements` are the parameters
+    of the whole model where `model` has only a few of its layers: some buffers grow with all of them.
     """
-    run = _Run(model, strategy, batch, sharding_of(strategy, num_gpus), chip)
+    run = _Run(model, strategy, batch, sharding_of(strategy, num_gpus), chip, elements=elements)
     for step in range(num_steps):
         run.step(first=not step)
     run.tape.mark("end")
@@ -51,14 +53,21 @@ def simulate(
 
 
 def steady(
-    model: ModelShape, strategy: Strategy, batch: Batch, *, num_gpus: int = 1, chip: Chip = HOPPER
+    model: ModelShape,
+    strategy: Strategy,
+    batch: Batch,
+    *,
+    num_gpus: int = 1,
+    chip: Chip = HOPPER,
+    elements: int | None = None,
 ) -> Tape:
     """The tape of one step as all later ones are: states and, while accumulating, gradients are there.
 
     One of the accumulated passes stands for all. Peaks in allocated memory and the work of a step are
     those of `simulate`; what an allocator's cache holds from earlier steps is not in it.
     """
-    run = _Run(model, strategy, batch, sharding_of(strategy, num_gpus), chip, passes=1)
+    sharding = sharding_of(strategy, num_gpus)
+    run = _Run(model, strategy, batch, sharding, chip, passes=1, elements=elements)
     run.settle()
     run.step(first=False)
     run.tape.mark("end")
@@ -77,6 +86,7 @@ class _Run:
         chip: Chip,
         *,
         passes: int = STEADY_PASSES,
+        elements: int | None = None,
     ) -> None:
         self.model, self.strategy, self.batch = model, strategy, batch
         self.passes = min(strategy.accumulation, passes)
@@ -85,10 +95,11 @@ class _Run:
         if model.tied_embeddings:  # the head is built with a table of its own, which is then let go
             size = self.weights.ordered[0][1].dtype.size
             tape.scratch(model.vocab_size * (model.embedding_size or model.hidden_size) * size)
-        self.update = Update(strategy)
+        elements = elements or sum(weight.numel for _, weight in self.weights.ordered)
+        self.update = Update(strategy, elements)
         self.shards: Shards | None = None
         if sharding.uses_deepspeed:
-            self.shards = Shards(tape, self.weights, sharding)
+            self.shards = Shards(tape, self.weights, sharding, elements)
             self.shards.prepare()
             tape.on_gradient = self.shards.takes_gradients()
             tape.on_layer = self.shards
@@ -96,16 +107,26 @@ class _Run:
             self.update.prepare(tape, self.weights.ordered)
 
     def settle(self) -> None:
-        """Bring the optimizer's states, and gradients if passes are accumulated, into being."""
+        """Bring the workspaces, the optimizer's states and, of accumulated passes, gradients into being."""
+        self.tape.touch_workspace()
+        self.tape.touch_workspace(backward=True)
         if self.shards is not None:
             self.shards.create_moments()
         else:
             self.update.create(self.tape, self.weights.ordered)
-            for layer, weight in self.weights.ordered if self.strategy.accumulation > 1 else ():
-                assert weight.node is not None
-                self.tape.enter(layer)
-                weight.node.extra = self.tape.empty(weight.shape, weight.dtype, "gradients")
+        if self.strategy.accumulation > 1:
+            self._settle_gradients()
         self.tape.mark("settled")
+
+    def _settle_gradients(self) -> None:
+        """Those of the passes before: one rank's share of them from stage 2 on, else all."""
+        if self.shards is not None and self.shards.takes_gradients():
+            self.shards.hold_gradients()
+            return
+        for layer, weight in self.weights.ordered:
+            assert weight.node is not None
+            self.tape.enter(layer)
+            weight.node.extra = self.tape.empty(weight.shape, weight.dtype, "gradients")
 
     def step(self, *, first: bool) -> None:
         """One optimizer step."""

@@ -295,11 +295,11 @@ class Tape:
         """A kernel with arithmetic that counts."""
         self.works[-1][1][Work(kind, dtype, flops, num_bytes, shape)] += 1
 
-    def touch_workspace(self) -> None:
+    def touch_workspace(self, *, backward: bool = False) -> None:
         """cuBLAS takes a workspace at its first product in each thread, and keeps it."""
-        if self._in_backward not in self._workspaces:
-            size = self.chip.workspace_bytes
-            self._workspaces[self._in_backward] = self.storage(size, "workspace")
+        thread = backward or self._in_backward
+        if thread not in self._workspaces:
+            self._workspaces[thread] = self.storage(self.chip.workspace_bytes, "workspace")
 
     def touch_lt_workspace(self) -> None:
         """CuBLASLt takes one of its own at the first product with a bias."""

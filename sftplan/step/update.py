@@ -46,7 +46,8 @@ class Update:
     byte per moment and a scale per block.
     """
 
-    def __init__(self, strategy: Strategy) -> None:
+    def __init__(self, strategy: Strategy, elements: int) -> None:
+        self.elements = elements  # of the whole model, of which the tape may have a few layers
         self.master = strategy.precision is Precision.BF16_MASTER
         self.eight_bit = strategy.optimizer is Optimizer.ADAMW_8BIT
         self.states: list[Tensor] = []
@@ -93,9 +94,8 @@ class Update:
 
     def _bucketed(self, tape: Tape, weights: Trained) -> None:
         """The largest bucket of fp32 gradients, alive while its weights are updated."""
-        total = sum(w.numel for _, w in weights)
         largest = max(w.numel for _, w in weights)
-        elements = min(total, max(largest, MASTER_BUCKET_ELEMENTS))
+        elements = min(self.elements, max(largest, MASTER_BUCKET_ELEMENTS))
         tape.scratch(elements * DType.FP32.size)
 
     def _moved(self, weight: Tensor) -> list[Tensor]:

@@ -18,6 +18,7 @@ from sftplan.errors import DriftError, NotReadyError, UsageError
 from sftplan.facts.resolve import resolve_model
 from sftplan.facts.strategy import Optimizer, Precision
 from sftplan.plan.build import shape_sha256
+from sftplan.train.metrics import check_tracker
 from sftplan.train.model import check_weights
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ def gather_material(job: Job, *, world_size: int) -> Material:
     """
     check_supported(job.plan)
     settings, seq_len = job.settings, job.plan.inputs.workload.seq_len
+    if settings.tracker is not None:
+        check_tracker(settings.tracker)
     shape = shape_of(job.plan)
     weights = check_weights(shape, random=settings.random_weights)
     tokenizer = find_tokenizer(*tokenizer_names(shape), folder=settings.tokenizer)

@@ -155,8 +155,8 @@ def write_run(folder: Path, record: Mapping[str, Any]) -> None:
     write_text(text, folder / RUN)
 
 
-def start_tracker(name: str, folder: Path, config: Mapping[str, Any]) -> Any:
-    """One of accelerate's trackers: tensorboard, wandb, trackio ..."""
+def check_tracker(name: str) -> None:
+    """Raise NotReadyError unless accelerate and the tracker are installed."""
     try:
         from accelerate import tracking
     except ImportError:
@@ -167,6 +167,13 @@ def start_tracker(name: str, folder: Path, config: Mapping[str, Any]) -> Any:
         message = f"--tracker {name} is not installed"
         known = ", ".join(sorted(available)) or "none"
         raise NotReadyError(message, f"`pip install {name}`; installed: {known}")
+
+
+def start_tracker(name: str, folder: Path, config: Mapping[str, Any]) -> Any:
+    """One of accelerate's trackers: tensorboard, wandb, trackio ..."""
+    check_tracker(name)
+    from accelerate import tracking
+
     kind = tracking.LOGGER_TYPE_TO_CLASS[name]
     where = {"logging_dir": str(folder)} if kind.requires_logging_directory else {}
     tracker = kind("sftplan", **where)

@@ -248,6 +248,8 @@ def summary_of(run: Run, material: Material) -> dict[str, Any]:
         "skipped_steps": run.stability.skipped,
         "examples": len(run.batches.examples),
         "dropped_examples": len(material.prepared.fitted.dropped),
+        "cut_examples": material.prepared.fitted.num_cut,
+        "skipped_examples": len(material.prepared.skipped),
         **run.meter.summary(),
         "settings": asdict(run.settings),
     }

@@ -44,18 +44,23 @@ class _Head(torch.nn.Module):
 
 
 class _Whole(torch.nn.Module):
-    """The model as DeepSpeed knows it: a module whose forward pass runs whatever is asked for."""
+    """The model as DeepSpeed knows it: a module whose forward pass runs whatever is asked for.
+
+    DeepSpeed looks for tensors in what a module returns, so anything else is handed over in `found`.
+    """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
         self.head = _Head(model.get_output_embeddings())
         self.function: Callable[[], Any] | None = None
+        self.found: Any = None
 
-    def forward(self) -> Any:
-        """What the function in hand gives."""
+    def forward(self) -> Tensor | None:
+        """What the function in hand gives, if that is a tensor."""
         assert self.function is not None
-        return self.function()
+        self.found = self.function()
+        return self.found if isinstance(self.found, Tensor) else None
 
 
 def _partition(
@@ -103,16 +108,18 @@ class ShardedUpdate:
             )
         self.states = States(
             deepspeed, self.optimizer, self.named, stage=strategy.zero,
-            master=strategy.precision is Precision.BF16_MASTER,
+            master=strategy.precision is Precision.BF16_MASTER, device=device,
         )  # fmt: skip
 
     def whole(self, function: Callable[[], Any]) -> Any:
         """What `function` gives, with each module's weights there while it runs."""
-        self._root.function = function
+        root = self._root
+        root.function = function
         try:
-            return self.engine()
+            output = self.engine()
+            return root.found if output is None else output
         finally:
-            self._root.function = None
+            root.function = root.found = None
 
     def at_head(self, function: Callable[[Tensor], Any], kept: Tensor) -> Any:
         """What `function` makes of the head's input, with the head's weight there."""

@@ -5,15 +5,25 @@ What is saved knows nothing of ranks and stages: a run goes on with others, or w
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch import distributed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 Tensor = torch.Tensor
 MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class _Share(NamedTuple):
+    """`size` elements from `start` in the flat tensor of `group`, from `offset` in the parameter."""
+
+    group: int
+    start: int
+    offset: int
+    size: int
 
 
 class States:
@@ -24,13 +34,14 @@ class States:
 
     def __init__(
         self, deepspeed: Any, optimizer: Any, named: Sequence[tuple[str, torch.nn.Parameter]], *,
-        stage: int, master: bool,
+        stage: int, master: bool, device: torch.device,
     ) -> None:  # fmt: skip
         self.deepspeed = deepspeed
         self.optimizer = optimizer
         self.named = named
         self.stage = stage
         self.master = master
+        self.device = device
 
     @property
     def _flat(self) -> list[Tensor]:
@@ -53,18 +64,46 @@ class States:
 
     def saved(self) -> Iterator[tuple[str, Tensor]]:
         """`part/name of the weight`, as `Update.state` has it."""
-        utils, inner = self.deepspeed.utils, self.optimizer.optimizer
-        begun = [inner.state[flat] for flat in self._flat if flat in inner.state]
-        step = float(begun[0]["step"]) if begun and begun[0] else None
+        inner = self.optimizer.optimizer
+        begun = [inner.state[flat] for flat in self._flat if inner.state.get(flat)]
         for name, parameter in self.named:
             if self.master:
-                yield f"master/{name}", utils.safe_get_full_fp32_param(parameter).detach()
-            if step is None:
+                yield f"master/{name}", self._whole(parameter, None)
+            if not begun:
                 continue
-            yield f"step/{name}", torch.tensor(step)
+            yield f"step/{name}", torch.tensor(float(begun[0]["step"]))
             for part in MOMENTS:
-                whole = utils.safe_get_full_optimizer_state(parameter, part)
-                yield f"{part}/{name}", whole.detach()
+                yield f"{part}/{name}", self._whole(parameter, part)
+
+    def _whole(self, parameter: Any, part: str | None) -> Tensor:
+        """The sum of what the ranks have of it, each in its place and zeros elsewhere."""
+        shape = parameter.ds_shape if self.stage == 3 else parameter.shape
+        whole = torch.zeros(shape, dtype=torch.float32, device=self.device)
+        share = self._share(parameter)
+        if share is not None:
+            source = self._tensor(share.group, part)[share.start : share.start + share.size]
+            whole.view(-1)[share.offset : share.offset + share.size] = source.to(self.device)
+        if distributed.get_world_size() > 1:
+            distributed.all_reduce(whole)
+        return whole
+
+    def _tensor(self, group: int, part: str | None) -> Tensor:
+        flat = self._flat[group]
+        found: Tensor = flat if part is None else self.optimizer.optimizer.state[flat][part]
+        return found.detach()
+
+    def _share(self, parameter: Any) -> _Share | None:
+        """Which part of a parameter this rank updates; None if none."""
+        if self.stage < 3:
+            found = parameter._hp_mapping
+            if found is None:
+                return None
+            inside, here = found.lp_fragment_address, found.hp_fragment_address
+            return _Share(found.param_group_index, here.start, inside.start, inside.numel)
+        group, start, size = self.optimizer.grad_position[self.optimizer.get_param_id(parameter)]
+        offset = size * distributed.get_rank()
+        count = min(size, parameter.ds_numel - offset)  # shares are rounded up: the last are short
+        return _Share(group, start, offset, count) if count > 0 else None
 
     def held(self) -> dict[str, Tensor]:
         """This rank's shares, by number."""
@@ -106,19 +145,12 @@ class States:
                 "step": int(step) if counts_itself else torch.tensor(step, device=flat.device),
                 **{part: torch.zeros_like(flat, requires_grad=False) for part in MOMENTS},
             }
-        if self.stage < 3:
-            self.optimizer._lazy_init_hp_params_optimizer_state()
 
     def _place(self, parameter: Any, whole: Tensor, part: str | None) -> None:
-        if self.stage < 3:
-            parameter.set_full_hp_param(whole, part)
-            return
-        group, start, count = self.optimizer.grad_position[self.optimizer.get_param_id(parameter)]
-        flat = self._flat[group]
-        target = flat if part is None else self.optimizer.optimizer.state[flat][part]
-        begin = count * torch.distributed.get_rank()
-        mine = whole.flatten()[begin : begin + count]  # the last ranks' shares may be short
-        target.data[start : start + mine.numel()].copy_(mine)
+        share = self._share(parameter)
+        if share is not None:
+            mine = whole.flatten()[share.offset : share.offset + share.size]
+            self._tensor(share.group, part)[share.start : share.start + share.size].copy_(mine)
 
     def _hand_on(self) -> None:
         """The fp32 weights to the model's own, as DeepSpeed does after a step."""

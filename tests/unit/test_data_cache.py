@@ -32,7 +32,8 @@ def test_a_second_run_reads_what_the_first_one_wrote(
     first = prepared(data, cache, skip_bad=1)
     assert first == prepared(data, None, skip_bad=1)
     assert len(list(cache.iterdir())) == 1
-    monkeypatch.setattr("sftplan.data.prepare.encoded_batches", None)  # would fail if it were called
+    would_fail = "sftplan.data.prepare.encoded_batches"
+    monkeypatch.setattr(would_fail, None)
     assert prepared(data, cache, skip_bad=1) == first
     with pytest.raises(UsageError, match=r"data\.jsonl:196: broken JSON"):
         prepared(data, cache)

@@ -158,7 +158,8 @@ def test_bad_lines_are_left_out_in_counting_as_in_training(
     assert f"{data}:5: output: is null, expected text" in capsys.readouterr().err
     assert not (out / "run.json").exists()
     assert launch(model, data, out, "--skip-bad", "1") == ExitCode.OK
-    assert json.loads((out / "run.json").read_text())["examples"] == 4
+    found = json.loads((out / "run.json").read_text())
+    assert (found["examples"], found["skipped_examples"]) == (4, 1)
 
 
 def test_responses_that_are_all_cut_away_are_refused(

@@ -220,6 +220,7 @@ def test_a_tracker_that_is_not_installed_is_named_before_training(
 ) -> None:
     assert demo(tmp_path / "run", *QUICK, "--tracker", "comet_ml") == ExitCode.NOT_READY
     assert "--tracker comet_ml is not installed" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "run.json").exists()
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(NotReadyError, match="needs accelerate"):
         metrics.start_tracker("wandb", tmp_path, {})

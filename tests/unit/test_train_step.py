@@ -314,6 +314,7 @@ def test_master_weights_follow_the_fp32_optimizer(monkeypatch: pytest.MonkeyPatc
         train_step(stepper, passes, num_targets=num_targets, learning_rate=1e-5)
     own = {key: value for key, value in stepper.update.state().items() if "master/" in key}
 
+    assert isinstance(stepper.update, Update)
     assert len(stepper.update.buckets) > 1
     for mine, master in zip(own.values(), masters, strict=True):
         torch.testing.assert_close(mine, master, rtol=1e-6, atol=1e-7)
