@@ -17,6 +17,7 @@ import torch
 import sftplan.api
 from sftplan.errors import DriftError, NotReadyError, TrainingFailedError, UsageError
 from sftplan.facts.profiles import load_hardware
+from sftplan.facts.strategy import Optimizer
 from sftplan.facts.workload import LengthStatistics
 from sftplan.train.demo import DEMO_KNOBS, DEMO_SEQ_LEN, write_demo_model
 from sftplan.verify import occupancy, processes, profile, rehearse
@@ -303,13 +304,23 @@ def test_nothing_outlives_the_process_that_asked(fake: Path, number: int) -> Non
     wait_until_gone(pids(fake))
 
 
+def test_a_sharded_plan_is_rehearsed(demo: Plan, one_thread: None) -> None:
+    sharded = sftplan.api.plan(
+        model=demo.inputs.model.source, seq_len=DEMO_SEQ_LEN, hardware="h200-sxm", gpus=1,
+        command=["x"], zero=2, micro_batch=2, global_batch=4, compile=False,
+    )  # fmt: skip
+    found = profile.measure_here(sharded, cpu=True, steps=2)
+
+    assert found["step_s"] > 0
+
+
 def test_the_error_of_a_child_is_the_error_of_the_dry_run(
     demo: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sharded = replace(demo, strategy=replace(demo.strategy, zero=2))
+    strategy = replace(demo.strategy, zero=2, optimizer=Optimizer.ADAMW_8BIT)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    with pytest.raises(NotReadyError, match="cannot launch --zero 2"):
-        profile.measure_here(sharded, cpu=True, steps=1)
+    with pytest.raises(UsageError, match="cannot be sharded by --zero 2"):
+        profile.measure_here(replace(demo, strategy=strategy), cpu=True, steps=1)
 
 
 FOUND = {
