@@ -31,7 +31,7 @@ SURFACE = {
     "plan": MODEL | KNOBS | {"--out", "--no-out"},
     "compare": MODEL | KNOBS | {"--on", "--all", "--sort", "--limit", "--out"},
     "launch": MODEL | KNOBS | RUN,
-    "verify": {"--steps", "--no-gpu", "--as", "--data", "--snapshot", "--html"},
+    "verify": {"--steps", "--no-gpu", "--diff", "--as", "--data", "--snapshot", "--html"},
     "explain": {"--plan"},
     "export": {"--to", "--out"},
     "show": {"--memory", "--html"},

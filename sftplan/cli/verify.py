@@ -22,13 +22,15 @@ if TYPE_CHECKING:
     "verify",
     examples=[
         "sftplan verify plan.json",
-        "sftplan verify plan.json --no-gpu",
+        "sftplan verify plan.json --no-gpu --diff",
         "sftplan verify plan.json --as rtx-4090 --steps 10",
     ],
 )
 @click.argument("plan")
 @option("--steps", type=click.IntRange(min=1), group="Run", help="Steps that are measured.")
 @option("--no-gpu", is_flag=True, group="Run", help="Trace the real model without a GPU.")
+@option("--diff", is_flag=True, group="Run",
+        help="With --no-gpu: name the operators where model and trace differ.")  # fmt: skip
 @option("--as", "rehearse", metavar="PROFILE", group="Run",
         help="Rehearse a smaller card on this bigger one.")  # fmt: skip
 @option("--data", metavar="FILE", group="Run", help="The longest rows of this data first.")
@@ -41,6 +43,7 @@ def verify(
     *,
     steps: int | None,
     no_gpu: bool,
+    diff: bool,
     rehearse: str | None,
     data: str | None,
     snapshot: str | None,
@@ -58,7 +61,7 @@ def verify(
 
     read = read_plan(plan)
     judged = sftplan.api.verify(
-        read, steps=steps, no_gpu=no_gpu, rehearse=rehearse, data=data, snapshot=snapshot
+        read, steps=steps, no_gpu=no_gpu, diff=diff, rehearse=rehearse, data=data, snapshot=snapshot
     )
     found = document(judged)
     assert isinstance(found, dict)

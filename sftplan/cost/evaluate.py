@@ -11,7 +11,6 @@ from sftplan.cost.host import host_memory
 from sftplan.cost.memory import allocated_bound_bytes, exact_peaks
 from sftplan.cost.rows import examples_per_step, padded_length, tokens_per_step
 from sftplan.cost.time import step_time
-from sftplan.facts.params import num_parameters
 from sftplan.facts.strategy import Allocator, Offload
 from sftplan.step.batch import full_batch
 from sftplan.step.repeat import MIDDLE, Events, expand, multiplicity
@@ -67,7 +66,7 @@ class Tapes:
     def __init__(self, model: ModelShape, workload: Workload) -> None:
         self.workload = workload
         self.model = few_layers(model, workload.seq_len) or model
-        self.elements = num_parameters(model)
+        self.num_layers = model.num_layers
         self._tapes: dict[tuple[Strategy, Chip, int, int], Tape] = {}
 
     def steady(
@@ -89,7 +88,7 @@ class Tapes:
         if key not in self._tapes:
             batch = full_batch(strategy, replace(self.workload, seq_len=length))
             self._tapes[key] = steady(
-                self.model, alike, batch, num_gpus=key[2], chip=chip, elements=self.elements
+                self.model, alike, batch, num_gpus=key[2], chip=chip, num_layers=self.num_layers
             )
         return self._tapes[key]
 
@@ -250,9 +249,8 @@ class Evaluator:
         """Every birth and death of a storage in the first two steps, with so many layers."""
         batch = full_batch(strategy, self.workload)
         model = self._few or self.model
-        elements = num_parameters(self.model)
         tape = simulate(
-            model, strategy, batch, num_gpus=self.num_gpus, chip=chip, elements=elements
+            model, strategy, batch, num_gpus=self.num_gpus, chip=chip, num_layers=num_layers
         )
         if self._few is None:
             return Events(tape.events, tape.sizes, tape.kinds, tape.marks)

@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from sftplan.step.repeat import Events
+    from collections.abc import Sequence
 
 MAX_POINTS = 600  # of a curve: more than a picture has columns
+
+
+class Events(Protocol):
+    """Storage numbers at their births, complements at their deaths; a tape's, or traced ones."""
+
+    @property
+    def events(self) -> Sequence[int]:
+        """In their order."""
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """Bytes of each storage."""
+
+    @property
+    def kinds(self) -> Sequence[str]:
+        """What each is for."""
+
+    @property
+    def marks(self) -> Sequence[tuple[int, str]]:
+        """At which event a phase begins."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +61,7 @@ class Timeline:
 
 def last_step(events: Events) -> Timeline:
     """The last step of a tape, from its first forward pass to its end, as requested: unrounded."""
-    start = _start(events)
+    start = last_step_start(events)
     stop = next((p for p, label in events.marks if label == "end"), len(events.events))
     names = tuple(dict.fromkeys(events.kinds))
     order = {name: number for number, name in enumerate(names)}
@@ -67,7 +87,7 @@ def last_step(events: Events) -> Timeline:
     )
 
 
-def _start(events: Events) -> int:
+def last_step_start(events: Events) -> int:
     """Where the last step begins: after the gradients of the one before it were let go."""
     ends = [position for position, label in events.marks if label == "zero_grad"]
     after = ends[-2] if len(ends) > 1 else 0

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from sftplan.units import format_gib
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+MAX_DIFFERENCES = 20  # on the screen
 MARKS = {True: "ok", False: "off", None: ""}
 
 
@@ -28,8 +29,23 @@ def verification_text(found: Mapping[str, Any]) -> str:
         times = "" if seconds is None else f"{seconds:.4f} s"
         lines.append(f"  {phase['name']:28}{times:>12}  {peaks}".rstrip())
     lines += [f"Note: {note}" for note in found["notes"]]
+    lines += _differences(found["differences"])
     verdict = "Verified" if found["ok"] else "Not as predicted"
     return "\n".join([f"{verdict}: {found['judgement']}", "", *lines])
+
+
+def _differences(differences: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The largest ones, a line each."""
+    if not differences:
+        return []
+    lines = ["", "Model and trace differ in:"]
+    lines += [
+        f"  {each['what']:22}{each['count']:>4} x {format_gib(each['each_bytes'])} GiB  "
+        f"{each['phase']}: {each['maker']}"
+        for each in differences[:MAX_DIFFERENCES]
+    ]
+    left = len(differences) - MAX_DIFFERENCES
+    return [*lines, f"  and {left} more: --json has all"] if left > 0 else lines
 
 
 def _number(name: str, value: float | None) -> str:
@@ -37,6 +53,8 @@ def _number(name: str, value: float | None) -> str:
         return "-"
     if name.endswith("_bytes"):
         return f"{format_gib(value)} GiB"
+    if name.endswith("_flops"):
+        return f"{value / 1e12:,.1f} TFLOP"
     if name.endswith("_fraction"):
         return f"{value:.1%}"
     if name.endswith("_per_s"):

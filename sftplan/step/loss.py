@@ -9,7 +9,7 @@ from sftplan.step.blocks.compiled import can_compile, compiled_loss
 from sftplan.step.ops.lookup import cross_entropy
 from sftplan.step.ops.matmul import linear, matmul
 from sftplan.step.ops.pointwise import add, scale, tanh
-from sftplan.step.ops.shape import gather_rows, pad_rows, slice_last, view
+from sftplan.step.ops.shape import keep_rows, pad_rows, slice_last, view
 from sftplan.step.tensor import DType, Tensor
 
 if TYPE_CHECKING:
@@ -43,25 +43,30 @@ def loss_of(
     head: tuple[Tensor, Tensor | None],
     x: Tensor,
 ) -> Tensor:
-    """The loss of hidden states (B, T, d); `head` is the LM head's weight and bias."""
+    """The loss of what enters the head, `head_input`; `head` is the LM head's weight and bias."""
     kind, tape.kind = tape.kind, "logits"
     if strategy.loss is Loss.FULL:
         loss = _full(tape, model, batch, head, x)
-    else:
-        tape.kind = "activations"
-        kept = view(tape, x, batch.num_tokens, model.hidden_size)
-        kept = gather_rows(tape, kept, batch.num_targets)
-        tape.kind = "logits"
-        if strategy.loss is Loss.RESPONSE:
-            plain = head[1] is None and model.logit_softcap is None
-            if strategy.compile and can_compile(model) and plain:
-                loss = compiled_loss(tape, model, head[0], kept)
-            else:
-                loss = _response(tape, model, head, kept)
+    elif strategy.loss is Loss.RESPONSE:
+        plain = head[1] is None and model.logit_softcap is None
+        if strategy.compile and can_compile(model) and plain:
+            loss = compiled_loss(tape, model, head[0], x)
         else:
-            loss = _chunked(tape, model, head, kept)
+            loss = _response(tape, model, head, x)
+    else:
+        loss = _chunked(tape, model, head, x)
     tape.kind = kind
     return loss
+
+
+def head_input(
+    tape: Tape, model: ModelShape, strategy: Strategy, batch: Batch, x: Tensor
+) -> Tensor:
+    """Of hidden states (B, T, d) those that reach the head: all, or a row per target."""
+    if strategy.loss is Loss.FULL:
+        return x
+    rows = view(tape, x, batch.num_tokens, model.hidden_size)
+    return keep_rows(tape, rows, batch.num_targets)
 
 
 def _softcap(tape: Tape, model: ModelShape, logits: Tensor) -> Tensor:
@@ -160,4 +165,6 @@ def _chunked_backward(
     tape: Tape, node: Node, gradients: list[Tensor | None], saved: list[Tensor]
 ) -> list[Tensor | None]:
     hidden, weight = saved
-    return [hidden, weight.view(*node.inputs[1][0])]
+    table = weight.view(*node.inputs[1][0])
+    table.viewed = True  # its first rows
+    return [hidden, table]

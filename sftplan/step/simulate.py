@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from sftplan.facts.strategy import Precision
 from sftplan.step.forward import build_weights, head_of, hidden_states
-from sftplan.step.loss import loss_of
-from sftplan.step.repeat import FEW_LAYERS
+from sftplan.step.loss import head_input, loss_of
+from sftplan.step.repeat import FEW_LAYERS, MIDDLE
 from sftplan.step.shard import Sharding, Shards, sharding_of
 from sftplan.step.tape import HOPPER, Chip, Tape
 from sftplan.step.tensor import DType, Tensor
@@ -37,15 +39,15 @@ def simulate(
     num_gpus: int = 1,
     num_steps: int = 2,
     chip: Chip = HOPPER,
-    elements: int | None = None,
+    num_layers: int | None = None,
 ) -> Tape:
     """The tape of the first steps of one rank, from the building of the model on.
 
     The second step is like all that follow: the optimizer's states exist and the allocator's cache is
-    warm. Of many accumulated passes only the first few are on the tape. `elements` are the parameters
-    of the whole model where `model` has only a few of its layers: some buffers grow with all of them.
+    warm. Of many accumulated passes only the first few are on the tape. `num_layers` are those of the
+    whole model where `model` has only a few of them: some buffers grow with all.
     """
-    run = _Run(model, strategy, batch, sharding_of(strategy, num_gpus), chip, elements=elements)
+    run = _Run(model, strategy, batch, sharding_of(strategy, num_gpus), chip, num_layers=num_layers)
     for step in range(num_steps):
         run.step(first=not step)
     run.tape.mark("end")
@@ -59,7 +61,7 @@ def steady(
     *,
     num_gpus: int = 1,
     chip: Chip = HOPPER,
-    elements: int | None = None,
+    num_layers: int | None = None,
 ) -> Tape:
     """The tape of one step as all later ones are: states and, while accumulating, gradients are there.
 
@@ -67,7 +69,7 @@ def steady(
     those of `simulate`; what an allocator's cache holds from earlier steps is not in it.
     """
     sharding = sharding_of(strategy, num_gpus)
-    run = _Run(model, strategy, batch, sharding, chip, passes=1, elements=elements)
+    run = _Run(model, strategy, batch, sharding, chip, passes=1, num_layers=num_layers)
     run.settle()
     run.step(first=False)
     run.tape.mark("end")
@@ -86,7 +88,7 @@ class _Run:
         chip: Chip,
         *,
         passes: int = STEADY_PASSES,
-        elements: int | None = None,
+        num_layers: int | None = None,
     ) -> None:
         self.model, self.strategy, self.batch = model, strategy, batch
         self.passes = min(strategy.accumulation, passes)
@@ -95,16 +97,25 @@ class _Run:
         if model.tied_embeddings:  # the head is built with a table of its own, which is then let go
             size = self.weights.ordered[0][1].dtype.size
             tape.scratch(model.vocab_size * (model.embedding_size or model.hidden_size) * size)
-        elements = elements or sum(weight.numel for _, weight in self.weights.ordered)
-        self.update = Update(strategy, elements)
+        numels = self._all_numels(num_layers or model.num_layers)
+        self.update = Update(strategy, numels)
         self.shards: Shards | None = None
         if sharding.uses_deepspeed:
-            self.shards = Shards(tape, self.weights, sharding, elements)
+            self.shards = Shards(tape, self.weights, sharding, sum(numels))
             self.shards.prepare()
             tape.on_gradient = self.shards.takes_gradients()
             tape.on_layer = self.shards
         else:
             self.update.prepare(tape, self.weights.ordered)
+
+    def _all_numels(self, num_layers: int) -> list[int]:
+        """Elements of every weight of the whole model, in its order."""
+        found: list[int] = []
+        times = num_layers - self.model.num_layers + 1
+        for layer, weights in groupby(self.weights.ordered, key=itemgetter(0)):
+            each = [weight.numel for _, weight in weights]
+            found += each * (times if layer == MIDDLE else 1)
+        return found
 
     def settle(self) -> None:
         """Bring the workspaces, the optimizer's states and, of accumulated passes, gradients into being."""
@@ -155,6 +166,7 @@ class _Run:
             self.shards.gather(None)
         tape.autocast = tape.autocast_dtype is not None
         x = hidden_states(tape, model, strategy, self.weights, ids, self.batch.documents)
+        x = head_input(tape, model, strategy, self.batch, x)
         loss = loss_of(tape, model, strategy, self.batch, head_of(self.weights), x)
         del x
         tape.leave_autocast()

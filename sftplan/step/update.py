@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from sftplan.facts.strategy import Optimizer, Precision
@@ -38,6 +39,22 @@ def clip(tape: Tape, weights: Trained) -> None:
     norms.clear()
 
 
+def buckets(numels: Sequence[int], limit: int) -> list[range]:
+    """Weights in their order, in groups of at most `limit` elements; a larger weight stands alone.
+
+    >>> buckets([5, 2, 2, 1], 4)
+    [range(0, 1), range(1, 3), range(3, 4)]
+    """
+    starts: list[int] = []
+    room = 0
+    for number, numel in enumerate(numels):
+        if not starts or numel > room:
+            starts.append(number)
+            room = limit
+        room -= numel
+    return [range(start, stop) for start, stop in pairwise([*starts, len(numels)])]
+
+
 class Update:
     """AdamW over the trained tensors; the first call creates its states.
 
@@ -46,8 +63,8 @@ class Update:
     byte per moment and a scale per block.
     """
 
-    def __init__(self, strategy: Strategy, elements: int) -> None:
-        self.elements = elements  # of the whole model, of which the tape may have a few layers
+    def __init__(self, strategy: Strategy, numels: Sequence[int]) -> None:
+        self.numels = numels  # of the whole model, of which the tape may have a few layers
         self.master = strategy.precision is Precision.BF16_MASTER
         self.eight_bit = strategy.optimizer is Optimizer.ADAMW_8BIT
         self.states: list[Tensor] = []
@@ -65,7 +82,7 @@ class Update:
         if first:
             self.create(tape, weights)
         if self.master:
-            self._bucketed(tape, weights)
+            self._bucketed(tape)
         for layer, weight in weights:
             tape.enter(layer)
             tape.pointwise("adamw", self._moved(weight))
@@ -92,11 +109,10 @@ class Update:
                 own = DType.FP32 if self.eight_bit else dtype
                 self.states.append(tape.empty(weight.shape, own, "optimizer"))
 
-    def _bucketed(self, tape: Tape, weights: Trained) -> None:
-        """The largest bucket of fp32 gradients, alive while its weights are updated."""
-        largest = max(w.numel for _, w in weights)
-        elements = min(self.elements, max(largest, MASTER_BUCKET_ELEMENTS))
-        tape.scratch(elements * DType.FP32.size)
+    def _bucketed(self, tape: Tape) -> None:
+        """fp32 gradients, bucket by bucket alive while their weights are updated."""
+        for bucket in buckets(self.numels, MASTER_BUCKET_ELEMENTS):
+            tape.scratch(*(self.numels[number] * DType.FP32.size for number in bucket))
 
     def _moved(self, weight: Tensor) -> list[Tensor]:
         """Each read or written once: weight, gradient, two moments in; weight and moments out."""

@@ -17,10 +17,10 @@ from torch import distributed
 
 from sftplan.errors import NotReadyError
 from sftplan.facts.strategy import Optimizer, Precision
-from sftplan.step.update import MASTER_BUCKET_ELEMENTS
+from sftplan.step.update import MASTER_BUCKET_ELEMENTS, buckets
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from sftplan.train.settings import Settings
 
@@ -59,13 +59,18 @@ class Update:
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self.parameters = [parameter for _, parameter in named]
         weights = [_Weight(name, p, self._own(p)) for name, p in named]
-        groups = buckets(weights, MASTER_BUCKET_ELEMENTS) if self.master else [weights]
-        self.buckets = [_Bucket(tuple(group), self._optimizer(group)) for group in groups]
+        groups = [range(len(weights))]
+        if self.master:
+            groups = buckets([w.parameter.numel() for w in weights], MASTER_BUCKET_ELEMENTS)
+        self.buckets = [self._bucket([weights[number] for number in group]) for group in groups]
 
     def _own(self, parameter: torch.nn.Parameter) -> torch.nn.Parameter:
         if not self.master:
             return parameter
         return torch.nn.Parameter(parameter.detach().float())
+
+    def _bucket(self, weights: Sequence[_Weight]) -> _Bucket:
+        return _Bucket(tuple(weights), self._optimizer(weights))
 
     def _optimizer(self, weights: Iterable[_Weight]) -> torch.optim.Optimizer:
         chosen = self.settings
@@ -144,7 +149,7 @@ class Update:
             if self.master:
                 _copy_gradients(bucket.weights)
             if self.eight_bit:
-                if not bool(skip):
+                if not _is_set(skip):
                     torch._foreach_div_(self._gradients(bucket), divisor)
                     optimizer.step()
             else:  # as torch's own GradScaler hands them to fused optimizers
@@ -227,6 +232,11 @@ class Update:
         return value.to(own.device, copy=True)
 
 
+def _is_set(flag: Tensor) -> bool:
+    """Waits for the device."""
+    return bool(flag)
+
+
 def _sum_together(gradients: list[Tensor]) -> None:
     flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
     distributed.all_reduce(flat)
@@ -243,20 +253,6 @@ def _copy_gradients(weights: Iterable[_Weight]) -> None:
     torch._foreach_copy_(copies, [gradient for _, gradient in found])
     for (own, _), copy in zip(found, copies, strict=True):
         own.grad = copy
-
-
-def buckets(weights: list[_Weight], limit: int) -> list[list[_Weight]]:
-    """Weights in their order, in groups of at most `limit` elements; a larger weight stands alone."""
-    groups: list[list[_Weight]] = []
-    room = 0
-    for weight in weights:
-        size = weight.parameter.numel()
-        if not groups or size > room:
-            groups.append([])
-            room = limit
-        groups[-1].append(weight)
-        room -= size
-    return groups
 
 
 def _bitsandbytes() -> Any:

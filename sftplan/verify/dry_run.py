@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sftplan.errors import NotReadyError
+from sftplan.errors import UsageError
 from sftplan.verify.judge import judge
 
 if TYPE_CHECKING:
@@ -22,16 +22,28 @@ def verify(
     tokenizer: str | None = None,
     skip_bad: int = 0,
     snapshot: str | None = None,
+    diff: bool = False,
 ) -> Verification:
     """Measure the plan's own step on its GPUs, or trace it without one, and judge the prediction.
 
     Raises:
-        NotReadyError: There is no GPU and no_gpu was not asked for.
+        UsageError: Options were asked for together that do not go together.
+        NotReadyError: There is no GPU and no_gpu was not asked for, or no PyTorch.
         DriftError: The plan was made for another machine.
     """
     if no_gpu:
-        message = "this version cannot trace without a GPU yet"
-        raise NotReadyError(message, "`sftplan verify PLAN` on a machine with the GPU")
+        asked = {"--steps": steps, "--as": rehearse, "--data": data, "--snapshot": snapshot}
+        wrong = [name for name, value in asked.items() if value is not None]
+        if wrong:
+            message = f"{' and '.join(wrong)} cannot be had with --no-gpu: a trace runs nothing"
+            raise UsageError(message, f"leave out {' and '.join(wrong)}, or --no-gpu")
+        from sftplan.verify.trace.measure import measure_traced
+
+        traced = measure_traced(plan, diff=diff)
+        return judge(plan, traced.measurement, differences=traced.differences)
+    if diff:
+        message = "--diff compares the tape with a trace"
+        raise UsageError(message, "`sftplan verify PLAN --no-gpu --diff`")
     from sftplan.verify.profile import measure
 
     return judge(

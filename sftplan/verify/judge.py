@@ -12,13 +12,16 @@ from sftplan.verify.next_plan import next_safe_plan
 from sftplan.verify.record import PhaseRow, Row, Verification
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sftplan.plan.record import Plan
     from sftplan.verify.measurement import Measurement
+    from sftplan.verify.record import Difference
 
 MEMORY_TOLERANCE, TIME_TOLERANCE = 0.02, 0.10
 JUDGED_MEMORY = (keys.ALLOCATED, keys.RESERVED, keys.USED)
-SHOWN = (keys.ALLOCATED, keys.RESERVED, keys.CONTEXT, keys.USED, keys.HOST, keys.STEP, keys.OPTIMIZER,
-         keys.TOKENS, keys.MFU)  # fmt: skip
+SHOWN = (keys.ALLOCATED, keys.RESERVED, keys.CONTEXT, keys.USED, keys.HOST, keys.FLOPS, keys.STEP,
+         keys.OPTIMIZER, keys.TOKENS, keys.MFU)  # fmt: skip
 
 
 def judge(
@@ -27,13 +30,19 @@ def judge(
     *,
     memory_tolerance: float = MEMORY_TOLERANCE,
     time_tolerance: float = TIME_TOLERANCE,
+    differences: Sequence[Difference] = (),
 ) -> Verification:
     """Every quantity that was measured beside its prediction; tolerances are fractions of the measured."""
     tolerances = dict.fromkeys(JUDGED_MEMORY, memory_tolerance)
     if not measured.rehearsal:
         tolerances[keys.STEP] = time_tolerance
     rows = [
-        _row(key, predicted_of(plan, key), measured.quantities[key], tolerances.get(key))
+        _row(
+            key,
+            measured.instead.get(key, predicted_of(plan, key)),
+            measured.quantities[key],
+            tolerances.get(key),
+        )
         for key in SHOWN
         if key in measured.quantities
     ]
@@ -56,6 +65,7 @@ def judge(
         next_plan=following,
         versions=dict(measured.versions),
         timeline=measured.timeline,
+        differences=list(differences),
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ ALLOCATED, RESERVED = "memory.gpu.peak_allocated_bytes", "memory.gpu.peak_reserv
 USED, CONTEXT = "memory.gpu.used_bytes", "memory.gpu.context_bytes"
 HOST = "memory.host.peak_bytes"
 STEP, TOKENS, MFU = "time.step_s", "time.tokens_per_s", "time.mfu_fraction"
+FLOPS = "compute.step_flops"
 OPTIMIZER, STARTUP = "time.optimizer_s", "time.startup_s"
 
 
@@ -41,10 +42,14 @@ class OutOfMemory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """`quantities` are by the plan's own keys, in its units; what was not measured is missing."""
+    """`quantities` are by the plan's own keys, in its units; what was not measured is missing.
+
+    `instead` are predictions of the step that was measured, where that is not quite the plan's.
+    """
 
     mode: Literal["gpu", "trace"]
     quantities: Mapping[str, float]
+    instead: Mapping[str, float] = field(default_factory=dict)  # predictions of what really ran
     phases: tuple[Phase, ...] = ()
     out_of_memory: OutOfMemory | None = None
     versions: Mapping[str, str | None] = field(default_factory=dict)

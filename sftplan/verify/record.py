@@ -30,6 +30,17 @@ class PhaseRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """`count` storages of `each_bytes` in which tape and trace differ, by the operator that made them."""
+
+    what: Literal["only traced", "only modelled", "lives longer traced", "lives longer modelled"]
+    phase: str
+    maker: str
+    each_bytes: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
     """The judgement of a dry run."""
 
@@ -46,3 +57,6 @@ class Verification:
     next_plan: dict[str, object] | None = None  # knobs of the next safe plan, where this one failed
     versions: dict[str, str | None] = field(default_factory=dict)
     timeline: Timeline | None = None  # measured memory over one step
+    differences: list[Difference] = field(
+        default_factory=list
+    )  # of `--no-gpu --diff`, largest first

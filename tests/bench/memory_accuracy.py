@@ -27,7 +27,7 @@ def errors(row: dict[str, str]) -> tuple[float, float]:
     strategy = strategy_of(row)
     few = few_layers(model, length)
     batch = Batch(rows=strategy.micro_batch, length=length, num_targets=0)
-    tape = simulate(few or model, strategy, batch)
+    tape = simulate(few or model, strategy, batch, num_layers=model.num_layers)
     events = expand(tape, model.num_layers) if few else tape
     peak = replay(events.events, events.sizes, expandable=row["allocator"] == "expandable")
     return (

@@ -33,7 +33,7 @@ def _errors(row: dict[str, str]) -> tuple[float, float]:
     )
     few = few_layers(model, length)
     batch = Batch(rows=strategy.micro_batch, length=length, num_targets=0)
-    tape = simulate(few or model, strategy, batch)
+    tape = simulate(few or model, strategy, batch, num_layers=model.num_layers)
     events = expand(tape, model.num_layers) if few else tape
     peak = replay(events.events, events.sizes, expandable=row["allocator"] == "expandable")
     return (

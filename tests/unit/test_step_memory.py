@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from sftplan.cost.allocator import replay
 from sftplan.cost.memory import allocated_bound_bytes, exact_peaks
 from sftplan.facts.catalogue import builtin
-from sftplan.facts.params import num_parameters
 from sftplan.facts.strategy import (
     Allocator,
     Attention,
@@ -79,7 +78,7 @@ def test_few_layers_stand_for_any_number(name: str, strategy: Strategy, num_laye
     assert few is not None
     batch = batch_of(strategy)
 
-    written = expand(simulate(few, strategy, batch), num_layers)
+    written = expand(simulate(few, strategy, batch, num_layers=num_layers), num_layers)
     direct = simulate(model, strategy, batch)
 
     assert until_end(written) == until_end(direct)
@@ -101,7 +100,7 @@ def test_few_layers_stand_for_any_number_of_shards(name: str, zero: int, offload
     assert few is not None
     strategy = Strategy(precision=Precision.BF16_MASTER, zero=zero, offload=offload, accumulation=2)
     whole = simulate(model, strategy, batch_of(strategy), num_gpus=4)
-    tape = simulate(few, strategy, batch_of(strategy), num_gpus=4, elements=num_parameters(model))
+    tape = simulate(few, strategy, batch_of(strategy), num_gpus=4, num_layers=9)
     written = expand(tape, 9)
     peaks = [replay(events.events, events.sizes, expandable=True) for events in (written, whole)]
 
@@ -148,7 +147,7 @@ def test_the_bound_is_near_the_steady_peak_and_not_above(name: str, strategy: St
     batch = batch_of(strategy)
     times = {MIDDLE: multiplicity(MIDDLE, model.num_layers)}
 
-    bound = allocated_bound_bytes(steady(few, strategy, batch), times)
+    bound = allocated_bound_bytes(steady(few, strategy, batch, num_layers=model.num_layers), times)
     tape = simulate(model, strategy, batch, num_steps=3)
     exact = replay(tape.events, tape.sizes, expandable=True).peak_allocated_bytes
 

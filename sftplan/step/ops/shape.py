@@ -173,6 +173,31 @@ def _gather_backward(
     return [out]
 
 
+def keep_rows(tape: Tape, x: Tensor, num_rows: int) -> Tensor:
+    """Rows of a matrix by index, those past its end zero; train/loss.py, `gather`."""
+    indices = tape.empty((num_rows,), DType.INT64)
+    node = tape.node("index", (x,), _keep_backward, (indices,))
+    selected = tape.empty((num_rows, *x.shape[1:]), x.dtype)
+    tape.pointwise("index", [selected, selected])
+    out = tape.empty(selected.shape, x.dtype)
+    tape.pointwise("mul", [selected, out])
+    out.node = node
+    return out
+
+
+def _keep_backward(
+    tape: Tape, node: Node, gradients: list[Tensor | None], saved: list[Tensor]
+) -> list[Tensor | None]:
+    """Zeros and a row for what lies past the end, with the rows copied in."""
+    gradient = gradients[0]
+    assert gradient is not None
+    rows, size = node.inputs[0][0]
+    out = tape.empty((rows + 1, size), gradient.dtype)
+    tape.pointwise("zero", [out])
+    tape.pointwise("index", [gradient, gradient])
+    return [out.view(rows, size)]
+
+
 def pad_rows(tape: Tape, x: Tensor, num_rows: int) -> Tensor:
     """A copy of a matrix with rows of zeros added; the gradient is a copy of the first rows."""
     node = tape.node("pad", (x,), _pad_backward)

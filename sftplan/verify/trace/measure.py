@@ -1,0 +1,122 @@
+"""`verify --no-gpu`: the traced step as a measurement, beside what the tape says of the same step."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from sftplan.cost.allocator import replay
+from sftplan.cost.evaluate import Evaluator, chip_of
+from sftplan.cost.timeline import last_step, last_step_start
+from sftplan.errors import NotReadyError
+from sftplan.facts.resolve import resolve_model
+from sftplan.facts.strategy import Allocator, Offload
+from sftplan.plan.timeline import strategy_of, workload_of
+from sftplan.verify import measurement as keys
+from sftplan.verify.measurement import Measurement, Phase
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sftplan.cost.allocator import Replay
+    from sftplan.facts.strategy import Strategy
+    from sftplan.plan.record import Plan
+    from sftplan.step.repeat import Events
+    from sftplan.verify.record import Difference
+    from sftplan.verify.trace.run import Trace
+
+PHASES = ("forward", "backward", "optimizer")
+COMPILED = "torch.compile's kernels show only on a GPU: traced and predicted without it"
+SHARDED = "ZeRO and offload are the tape's: traced and predicted as one rank with everything"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traced:
+    """What a trace found, and where the tape differs from it."""
+
+    measurement: Measurement
+    differences: Sequence[Difference]
+
+
+def measure_traced(plan: Plan, *, diff: bool = False) -> Traced:
+    """Trace two steps of the plan's real model on fake tensors; no GPU is needed.
+
+    Raises:
+        NotReadyError: PyTorch or transformers is not installed.
+        UsageError: The plan's model is not to be found any more.
+    """
+    for name in ("torch", "transformers"):
+        if importlib.util.find_spec(name) is None:
+            message = f"a trace runs the real model, and {name} is not installed"
+            raise NotReadyError(message, "`pip install 'sftplan[train]'`")
+    from sftplan.verify.trace.compare import differences
+    from sftplan.verify.trace.run import trace_plan
+
+    chip = chip_of(plan.inputs.hardware.gpu)
+    strategy, notes = _traceable(plan)
+    trace = trace_plan(plan, chip)
+    tape = _tape(plan, strategy)
+    expandable = strategy.allocator is Allocator.EXPANDABLE
+    traced, predicted = (replay(x.events, x.sizes, expandable=expandable) for x in (trace, tape))
+    found = _quantities(plan, traced)
+    if plan.inputs.workload.lengths is None:  # else fewer positions reach the head than are planned
+        found[keys.FLOPS] = float(trace.step_flops * plan.inputs.hardware.num_gpus)
+    measurement = Measurement(
+        mode="trace",
+        quantities=found,
+        instead=_quantities(plan, predicted) if notes else {},
+        phases=tuple(_phases(trace)),
+        versions=_versions(),
+        timeline=last_step(trace).thinned(),
+        notes=tuple(notes),
+    )
+    return Traced(measurement=measurement, differences=differences(trace, tape) if diff else ())
+
+
+def _traceable(plan: Plan) -> tuple[Strategy, list[str]]:
+    """The step that can be traced, and in what it is not the plan's."""
+    strategy, notes = strategy_of(plan), []
+    if strategy.compile:
+        notes.append(COMPILED)
+    if strategy.zero or strategy.offload is not Offload.NONE:
+        notes.append(SHARDED)
+    return replace(strategy, zero=0, offload=Offload.NONE, compile=False), notes
+
+
+def _tape(plan: Plan, strategy: Strategy) -> Events:
+    facts, machine = plan.inputs.model, plan.inputs.hardware
+    model = resolve_model(facts.name if facts.source == "builtin" else facts.source)
+    evaluator = Evaluator(model, workload_of(plan), num_gpus=1, gpus_per_node=1)
+    return evaluator.events(strategy, chip_of(machine.gpu), model.num_layers)
+
+
+def _quantities(plan: Plan, peak: Replay) -> dict[str, float]:
+    """The allocator's peaks; what lies outside of it is the plan's."""
+    gpu = plan.memory.gpu
+    outside = gpu.used_bytes - gpu.peak_reserved_bytes
+    return {
+        keys.ALLOCATED: peak.peak_allocated_bytes,
+        keys.RESERVED: peak.peak_reserved_bytes,
+        keys.USED: peak.peak_reserved_bytes + outside,
+    }
+
+
+def _phases(trace: Trace) -> list[Phase]:
+    """The most that is alive in each phase of the last step, as requested."""
+    start = last_step_start(trace)
+    marks = {position: name for position, name in trace.marks if position >= start}
+    peaks = dict.fromkeys(PHASES, 0)
+    live, phase = 0, ""
+    for position, event in enumerate(trace.events):
+        phase = marks.get(position, phase)
+        live += trace.sizes[event] if event >= 0 else -trace.sizes[~event]
+        if phase in peaks:
+            peaks[phase] = max(peaks[phase], live)
+    return [Phase(name=name, peak_allocated_bytes=peak) for name, peak in peaks.items()]
+
+
+def _versions() -> dict[str, str | None]:
+    from sftplan.train.launch import versions
+
+    return dict(versions())
