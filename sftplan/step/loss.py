@@ -8,7 +8,7 @@ from sftplan.facts.strategy import Loss
 from sftplan.step.blocks.compiled import can_compile, compiled_loss
 from sftplan.step.ops.lookup import cross_entropy
 from sftplan.step.ops.matmul import linear, matmul
-from sftplan.step.ops.pointwise import add, scale, tanh
+from sftplan.step.ops.pointwise import add, scale, sum_rows, tanh
 from sftplan.step.ops.shape import keep_rows, pad_rows, slice_last, view
 from sftplan.step.tensor import DType, Tensor
 
@@ -126,6 +126,10 @@ def _chunked(
     for start in range(0, x.shape[0], CHUNK_ROWS):
         rows = min(CHUNK_ROWS, x.shape[0] - start)
         gradient = _chunk(tape, rows, columns, size, low.dtype, weight_gradient)
+        if head[1] is not None:  # the bias' gradient is summed in fp32
+            summed = tape.empty((rows, model.vocab_size), DType.FP32)
+            sum_rows(tape, summed, tape.empty((model.vocab_size,), DType.FP32))
+            del summed
     del gradient
     for kept in (hidden_gradient, weight_gradient):
         tape.save(node, kept)

@@ -97,25 +97,26 @@ class _Run:
         if model.tied_embeddings:  # the head is built with a table of its own, which is then let go
             size = self.weights.ordered[0][1].dtype.size
             tape.scratch(model.vocab_size * (model.embedding_size or model.hidden_size) * size)
-        numels = self._all_numels(num_layers or model.num_layers)
-        self.update = Update(strategy, numels)
+        order = self._order(num_layers or model.num_layers)
+        self.update = Update(strategy, order)
         self.shards: Shards | None = None
         if sharding.uses_deepspeed:
-            self.shards = Shards(tape, self.weights, sharding, sum(numels))
+            elements = sum(self.weights.ordered[place][1].numel for place in order)
+            self.shards = Shards(tape, self.weights, sharding, elements)
             self.shards.prepare()
             tape.on_gradient = self.shards.takes_gradients()
             tape.on_layer = self.shards
         else:
             self.update.prepare(tape, self.weights.ordered)
 
-    def _all_numels(self, num_layers: int) -> list[int]:
-        """Elements of every weight of the whole model, in its order."""
-        found: list[int] = []
+    def _order(self, num_layers: int) -> list[int]:
+        """Which weight of the tape stands for each of the whole model's, in that one's order."""
+        order: list[int] = []
         times = num_layers - self.model.num_layers + 1
-        for layer, weights in groupby(self.weights.ordered, key=itemgetter(0)):
-            each = [weight.numel for _, weight in weights]
-            found += each * (times if layer == MIDDLE else 1)
-        return found
+        numbered = enumerate(layer for layer, _ in self.weights.ordered)
+        for layer, places in groupby(numbered, key=itemgetter(1)):
+            order += [place for place, _ in places] * (times if layer == MIDDLE else 1)
+        return order
 
     def settle(self) -> None:
         """Bring the workspaces, the optimizer's states and, of accumulated passes, gradients into being."""

@@ -63,8 +63,8 @@ class Update:
     byte per moment and a scale per block.
     """
 
-    def __init__(self, strategy: Strategy, numels: Sequence[int]) -> None:
-        self.numels = numels  # of the whole model, of which the tape may have a few layers
+    def __init__(self, strategy: Strategy, order: Sequence[int]) -> None:
+        self.order = order  # of the whole model's weights: which one of the tape's stands for each
         self.master = strategy.precision is Precision.BF16_MASTER
         self.eight_bit = strategy.optimizer is Optimizer.ADAMW_8BIT
         self.states: list[Tensor] = []
@@ -79,10 +79,10 @@ class Update:
 
     def step(self, tape: Tape, weights: Trained, *, first: bool) -> None:
         """One update of all weights."""
-        if first:
-            self.create(tape, weights)
         if self.master:
-            self._bucketed(tape)
+            self._bucketed(tape, weights, first=first)
+        elif first:
+            self.create(tape, weights)
         for layer, weight in weights:
             tape.enter(layer)
             tape.pointwise("adamw", self._moved(weight))
@@ -109,10 +109,20 @@ class Update:
                 own = DType.FP32 if self.eight_bit else dtype
                 self.states.append(tape.empty(weight.shape, own, "optimizer"))
 
-    def _bucketed(self, tape: Tape) -> None:
+    def _bucketed(self, tape: Tape, weights: Trained, *, first: bool) -> None:
         """fp32 gradients, bucket by bucket alive while their weights are updated."""
-        for bucket in buckets(self.numels, MASTER_BUCKET_ELEMENTS):
-            tape.scratch(*(self.numels[number] * DType.FP32.size for number in bucket))
+        numels = [weights[place][1].numel for place in self.order]
+        created = -1
+        for bucket in buckets(numels, MASTER_BUCKET_ELEMENTS):
+            held = [
+                tape.storage(numels[number] * DType.FP32.size, "temporary") for number in bucket
+            ]
+            last = max(self.order[number] for number in bucket)
+            if first and last > created:
+                self.create(tape, weights[created + 1 : last + 1])
+                created = last
+            while held:
+                del held[0]  # in their order, as training lets them go
 
     def _moved(self, weight: Tensor) -> list[Tensor]:
         """Each read or written once: weight, gradient, two moments in; weight and moments out."""

@@ -83,10 +83,10 @@ def attention(tape: Tape, context: Context, number: int, q: Tensor, k: Tensor, v
     masked = sliding and length > (model.sliding_window or 0)
     masked = masked or bool(context.documents)  # packed rows need a block-diagonal mask
     full = tape.autocast_dtype is None and q.dtype is DType.FP32
-    if full and model.num_kv_heads != model.num_heads:
+    if full and not masked and model.num_kv_heads != model.num_heads:
         return math_attention(tape, q, k, v, context.attention_dropout)
     if full or masked:
-        return efficient_attention(tape, q, k, v, masked=masked)
+        return efficient_attention(tape, q, k, v, packed=bool(context.documents))
     return flash_attention(tape, q, k, v)
 
 

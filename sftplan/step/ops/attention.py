@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 FLASH_BLOCK_ROWS = 128  # sequence rounding of the backward's buffers, flash_api.cpp mha_bwd
 CUDNN_EXTRA_BYTES = 256  # of its backward's workspace, seen in an H200's allocator traces
 EFFICIENT_ROWS = 32  # log-sum-exp rows are padded to this, attention.cu
+MASK_COLUMNS = 16  # an added mask's rows are padded to this, attention.cpp, pad_bias
 FLASH_RNG_BYTES = (8, 8)  # seed and offset of the dropout's generator, each a tensor of its own
 
 
@@ -98,16 +99,23 @@ def _flash_backward(
 
 
 def efficient_attention(
-    tape: Tape, q: Tensor, k: Tensor, v: Tensor, *, masked: bool = False
+    tape: Tape, q: Tensor, k: Tensor, v: Tensor, *, packed: bool = False
 ) -> Tensor:
     """The memory-efficient kernel: for fp32, and where a mask is given. Keeps what flash keeps.
 
-    Query groups are spread over the heads first; a mask is (1, 1, T, T) and shared by all layers.
+    Query groups are spread over the heads first. A causal or sliding mask is (1, 1, T, T) and shared;
+    `packed` rows have one each, which every call turns into numbers to add (B, 1, T, T) and keeps
+    (aten/native/transformers/attention.cpp, convert_boolean_attn_mask).
     """
     q, k, v = tape.low(q), tape.low(k), tape.low(v)
     batch, heads, length, _ = q.shape
     if k.shape[1] != heads:
         k, v = (repeated(tape, x, heads) for x in (k, v))
+    mask = None
+    if packed:
+        columns = -(-length // MASK_COLUMNS) * MASK_COLUMNS
+        mask = tape.empty((batch, 1, length, columns), q.dtype)
+        tape.pointwise("where", [mask])
     node = tape.node("attention", (q, k, v), _efficient_backward, (q, k, v))
     out = tape.recall()
     if out is None:
@@ -123,6 +131,8 @@ def efficient_attention(
         logsumexp = tape.recall() or out
     tape.save(node, out)
     tape.save(node, logsumexp)
+    if mask is not None:
+        tape.save(node, mask)
     node.extra = ()
     out.node = node
     return out

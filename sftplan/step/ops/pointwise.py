@@ -185,7 +185,10 @@ def sum_to(tape: Tape, gradient: Tensor, shape: tuple[int, ...]) -> Tensor:
     if prod(shape) == gradient.numel:
         return gradient.view(*shape)
     out = tape.empty(shape, gradient.dtype)
-    sum_rows(tape, gradient, out)
+    if shape[-1] == 1:  # along a row: one block sums it
+        tape.pointwise("sum", [gradient, out])
+    else:
+        sum_rows(tape, gradient, out)
     return out
 
 

@@ -73,12 +73,14 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func(*args, **(kwargs or {}))
         self.num_ops += 1
         name = str(func)
-        if name in PRODUCTS:
-            self._touch_workspaces(biased=func is aten.addmm.default)
+        if func is aten.addmm.default:
+            self._touch("lt", LT_WORKSPACE_BYTES)
         scratch = scratch_of(name, args, self.chip)
         held = [self._born(size, name, "temporary") for size in scratch.before]
         out = func(*args, **(kwargs or {}))
         self._take(func, name, args, out)
+        if name in PRODUCTS:
+            self._touch("backward" if self.backward else "forward", self.chip.workspace_bytes)
         during = [self._born(size, name, "temporary") for size in scratch.during]
         self.events.extend(~number for number in (*during, *held))
         count = flops_of(name, args, self.documents)
@@ -131,10 +133,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         return died
 
-    def _touch_workspaces(self, *, biased: bool) -> None:
-        """cuBLAS takes a workspace at its first product in each thread, cuBLASLt one of its own."""
-        thread = "backward" if self.backward else "forward"
-        for name, size in ((thread, self.chip.workspace_bytes), ("lt", LT_WORKSPACE_BYTES)):
-            if name not in self._workspaces and (name != "lt" or biased):
-                self._workspaces.add(name)
-                self._born(size, "cublas", "workspace")
+    def _touch(self, owner: str, size: int) -> None:
+        """Each thread's cuBLAS takes a workspace after its first result; cuBLASLt one of its own before."""
+        if owner not in self._workspaces:
+            self._workspaces.add(owner)
+            self._born(size, "cublas", "workspace")
