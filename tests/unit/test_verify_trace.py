@@ -154,7 +154,7 @@ def test_a_gradient_is_added_in_place_where_nothing_else_holds_it() -> None:
         recorder.mark("forward")
         loss = (inner.sin() + inner.cos()).sum()
         recorder.mark("backward")
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         recorder.marks += [(0, "zero_grad"), (0, "zero_grad")]
         trace = trace_of(recorder)
     born = [event for event in trace.events if event >= 0]
