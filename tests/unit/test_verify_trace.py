@@ -13,7 +13,7 @@ import sftplan.api
 from sftplan.cli.main import run
 from sftplan.cost.allocator import replay
 from sftplan.cost.evaluate import Evaluator
-from sftplan.errors import ExitCode, UsageError
+from sftplan.errors import ExitCode, NotReadyError, UsageError
 from sftplan.facts.catalogue import entries
 from sftplan.facts.resolve import resolve_model
 from sftplan.facts.strategy import Offload, Precision
@@ -208,6 +208,17 @@ def test_the_command_verifies_without_a_gpu(
     assert (tmp_path / "plan.verification.json").exists()
     assert run(["verify", str(path), "--no-gpu"]) == ExitCode.OK
     assert "without it" in capsys.readouterr().out  # compiled blocks show only on a GPU
+
+
+def test_experts_are_traced_where_fake_kernels_allow_it(tmp_path: Path) -> None:
+    config = dict(next(entry for entry in entries() if entry.name == "qwen3-30b-a3b").config)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
+    trace, tape = both(plan_of(tmp_path))
+    traced, modelled = (replay(x.events, x.sizes, expandable=True) for x in (trace, tape))
+
+    assert modelled.peak_allocated_bytes == pytest.approx(traced.peak_allocated_bytes, rel=5e-4)
+    with pytest.raises(NotReadyError, match="grouped products are bf16"):
+        trace_plan(plan_of(tmp_path, precision="bf16-mixed"), HOPPER)
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,13 @@ from unittest.mock import patch
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from sftplan.errors import NotReadyError
 from sftplan.facts.strategy import Offload, Optimizer
 from sftplan.train import update as update_module
 from sftplan.train.attention import choose_kernel
 from sftplan.train.inputs import Layout, to_device
 from sftplan.train.material import shape_of
-from sftplan.train.model import config_of, product_dtype, without_pad_token
+from sftplan.train.model import config_of, product_dtype, weight_dtype, without_pad_token
 from sftplan.train.session import build_stepper
 from sftplan.train.settings import Settings
 from sftplan.train.step import train_step
@@ -91,11 +92,18 @@ def trace_plan(plan: Plan, chip: Chip) -> Trace:
     """Two steps of one rank, with nothing sharded and nothing compiled.
 
     Raises:
+        NotReadyError: PyTorch's fake kernels do not know this step.
         DriftError: The model has changed since it was planned for.
     """
     strategy = plan.strategy
     plan = replace(plan, strategy=replace(strategy, zero=0, offload=Offload.NONE, compile=False))
-    config = config_of(shape_of(plan), attention_dropout=strategy.attention_dropout)
+    shape = shape_of(plan)
+    if shape.experts is not None and weight_dtype(strategy.precision) is not torch.bfloat16:
+        message = f"--precision {strategy.precision} cannot be traced with experts: fake grouped products are bf16"
+        raise NotReadyError(
+            message, "`sftplan verify PLAN` on the GPU, or `--precision bf16-master`"
+        )
+    config = config_of(shape, attention_dropout=strategy.attention_dropout)
     kernel = choose_kernel(
         strategy.attention, device=torch.device("cuda"), low=product_dtype(strategy.precision),
         config=config,

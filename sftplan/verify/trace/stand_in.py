@@ -75,7 +75,8 @@ def _in_fp32(name: str) -> Callable[..., Any]:
         with torch._C._ExcludeDispatchKeyGuard(autocast):
             if name not in FP32_RESULT_OPS:
                 return operator(*map(cast, args), **{k: cast(v) for k, v in kwargs.items()})
-            if args[0].dtype in LOW and kwargs.get("dtype") is None:
+            given = kwargs.get("dtype") is not None or any(isinstance(a, torch.dtype) for a in args)
+            if args[0].dtype in LOW and not given:
                 kwargs["dtype"] = torch.float32
             return operator(*args, **kwargs)
 
