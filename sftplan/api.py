@@ -8,6 +8,7 @@ import importlib.util
 import sys
 from typing import TYPE_CHECKING, Any
 
+from sftplan.collector import seldom_collected
 from sftplan.errors import NotReadyError, SftplanError, UsageError
 from sftplan.plan.request import (
     DEFAULT_GLOBAL_BATCH,
@@ -156,6 +157,7 @@ def _hardware(name: str | None, gpus: int | None, nodes: int | None) -> tuple[Ha
     return load_hardware(REFERENCE_HARDWARE, gpus=gpus, nodes=nodes), [assumption]
 
 
+@seldom_collected()
 def plan(
     *,
     model: str,
@@ -198,6 +200,7 @@ def plan(
     )
 
 
+@seldom_collected()
 def compare(
     *,
     model: str,

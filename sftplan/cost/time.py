@@ -195,14 +195,11 @@ def _busy(works: Counter[Work], device: Device, *, drops: bool) -> tuple[float, 
 
 def _weight_bytes(tape: Tape, multiplicity: Mapping[int, int] | None) -> int:
     """Bytes of the weights that the model is built with, each layer of the tape for all it stands for."""
-    total = 0
-    stop = next(position for position, label in tape.marks if label != "start")
-    for event in tape.events[:stop]:
-        if event >= 0 and tape.kinds[event] == "weights":
-            owner = tape.owners[event]
-            times = 1 if owner is None or multiplicity is None else multiplicity.get(owner, 1)
-            total += tape.sizes[event] * times
-    return total
+    times = multiplicity or {}
+    return sum(
+        size * (1 if owner is None else times.get(owner, 1))
+        for owner, size in tape.weight_bytes.items()
+    )
 
 
 class _Update:

@@ -76,6 +76,7 @@ class Tape:
         self.kinds: list[str] = []
         self.owners: list[int | None] = []
         self.owner: int | None = None
+        self.weight_bytes: Counter[int | None] = Counter()  # by the layer that owns them
         self.marks: list[tuple[int, str]] = []
         self.works: list[tuple[str, Counter[Work]]] = []
         self.hosts: list[Counter[str]] = []
@@ -135,6 +136,7 @@ class Tape:
     def parameter(self, shape: tuple[int, ...], dtype: DType) -> Tensor:
         """A weight that is trained."""
         weight = self.empty(shape, dtype, "weights")
+        self.weight_bytes[self.owner] += weight.nbytes
         weight.is_leaf = True
         weight.node = Node("AccumulateGrad", LEAF_SEQUENCE, [], _accumulate, [])
         weight.node.extra = None
