@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sftplan.facts.buckets import PREFETCH_BUCKET_ELEMENTS, REDUCE_BUCKET_ELEMENTS
+from sftplan.facts.buckets import PREFETCH_BUCKET_ELEMENTS, REDUCE_BUCKET_ELEMENTS, overlaps
 from sftplan.facts.params import num_parameters
 from sftplan.facts.strategy import Offload, Precision
 from sftplan.step.tensor import DType, Storage, Tensor
@@ -29,6 +29,15 @@ class Sharding:
     ranks: int
     offloads_optimizer: bool
     offloads_weights: bool
+
+    @property
+    def num_buckets(self) -> int:
+        """Gradients go through one bucket, or two in turn where reducing overlaps with the backward pass.
+
+        stage_1_and_2.py, setup_buckets; stage 3 has one however it reduces.
+        """
+        twice = overlaps(self.stage, self.ranks, offloads=self.offloads_optimizer)
+        return 2 if self.stage < 3 and twice else 1
 
     @property
     def uses_deepspeed(self) -> bool:
@@ -64,8 +73,8 @@ def sharding_saves_bytes(model: ModelShape, strategy: Strategy, ranks: int) -> i
     >>> from sftplan.facts.catalogue import builtin
     >>> from sftplan.facts.strategy import Precision, Strategy
     >>> two = Strategy(precision=Precision.BF16_MASTER, zero=2)
-    >>> sharding_saves_bytes(builtin("gpt2-large"), two, 8)  # 12 · 774030080 · 7/8 - bucket
-    8027315840
+    >>> sharding_saves_bytes(builtin("gpt2-large"), two, 8)  # 12 · 774030080 · 7/8 - two buckets
+    7927315840
     """
     count = num_parameters(model)
     low = strategy.precision in (Precision.BF16_MASTER, Precision.BF16_TRUE)
@@ -75,7 +84,7 @@ def sharding_saves_bytes(model: ModelShape, strategy: Strategy, ranks: int) -> i
     saved = states * own * count - 3 * DType.FP32.size * share(count, ranks)
     if strategy.zero == 3:
         saved += size * (count - share(count, ranks))
-    return saved - REDUCE_BUCKET_ELEMENTS * size
+    return saved - sharding_of(strategy, ranks).num_buckets * REDUCE_BUCKET_ELEMENTS * size
 
 
 class Shards:
@@ -128,7 +137,9 @@ class Shards:
         """Stages 1 and 2 allocate the bucket for each backward pass, stage 2 holds its gradients."""
         if self.sharding.stage == 3:
             return
-        self.bucket = [self.tape.storage(REDUCE_BUCKET_ELEMENTS * self.size, "communication")]
+        size = REDUCE_BUCKET_ELEMENTS * self.size
+        count = self.sharding.num_buckets
+        self.bucket = [self.tape.storage(size, "communication") for _ in range(count)]
         self.hold_gradients()
 
     def hold_gradients(self) -> None:

@@ -156,7 +156,7 @@ def test_the_bound_is_near_the_steady_peak_and_not_above(name: str, strategy: St
     tape = simulate(model, strategy, batch, num_steps=3)
     exact = replay(tape.events, tape.sizes, expandable=True).peak_allocated_bytes
 
-    assert 0.998 * exact <= bound <= 1.002 * exact
+    assert 0.995 * exact <= bound <= 1.005 * exact
 
 
 @pytest.mark.parametrize("num_gpus", [1, 2, 8])
