@@ -12,6 +12,7 @@ from sftplan.step.blocks.compiled import can_compile, compiled_layer
 from sftplan.step.blocks.context import Context, rotary_tables
 from sftplan.step.blocks.llama import norm
 from sftplan.step.ops.lookup import embedding
+from sftplan.step.ops.matmul import linear
 from sftplan.step.ops.pointwise import add, dropout, scale
 from sftplan.step.tensor import DType, Tensor
 
@@ -98,7 +99,7 @@ def hidden_states(
         x = boundary(tape, number, x)
     tape.mark("forward end")
     x = _final_norm(tape, context, weights, x)
-    return x  # noqa: RET504
+    return _projected(tape, weights, "project_out", x)
 
 
 def _final_norm(tape: Tape, context: Context, weights: Weights, x: Tensor) -> Tensor:
@@ -147,12 +148,19 @@ def _embeddings(
 ) -> tuple[Tensor, Tensor | None]:
     table = next(w for name, w in weights.others.items() if name.endswith(TOKEN_TABLES))
     tokens = embedding(tape, ids, table)
+    tokens = _projected(tape, weights, "project_in", tokens)
     if model.embedding_scale:
         tokens = scale(tape, tokens)
     position = next((w for n, w in weights.others.items() if n.endswith(POSITION_TABLES)), None)
     if position is None:
         return tokens, None
     return tokens, embedding(tape, tape.empty((1, ids.shape[1]), DType.INT64), position)
+
+
+def _projected(tape: Tape, weights: Weights, name: str, x: Tensor) -> Tensor:
+    """To the blocks' width or back, where the embedding has another: OPT-350m."""
+    weight = next((w for n, w in weights.others.items() if n.endswith(f"{name}.weight")), None)
+    return x if weight is None else linear(tape, x, weight)
 
 
 TOKEN_TABLES = ("wte.weight", "embed_tokens.weight", "embed_in.weight")

@@ -65,7 +65,7 @@ def head_input(
     """Of hidden states (B, T, d) those that reach the head: all, or a row per target."""
     if strategy.loss is Loss.FULL:
         return x
-    rows = view(tape, x, batch.num_tokens, model.hidden_size)
+    rows = view(tape, x, batch.num_tokens, x.shape[-1])
     return keep_rows(tape, rows, batch.num_targets)
 
 
@@ -119,7 +119,7 @@ def _chunked(
     table = weight if weight.dtype is low.dtype else tape.cast_gradient(weight, low.dtype)
     if padded_vocab(model) != model.vocab_size:
         table = pad_rows(tape, table, padded_vocab(model)).detach()
-    columns, size = padded_vocab(model), model.hidden_size
+    columns, size = padded_vocab(model), x.shape[-1]
     hidden_gradient = tape.empty(low.shape, low.dtype, "activations")
     weight_gradient = tape.empty((columns, size), weight.dtype, "gradients")
     gradient: Tensor | None = None
