@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 LAYERS = {"n_layer": 3, "num_hidden_layers": 3, "layer_types": None}  # widths as published
 FAMILIES = [
-    "gpt2", "llama-3.2-1b", "qwen2.5-0.5b", "qwen3-0.6b", "mistral-7b", "gemma-2b", "opt-125m", "opt-350m", "opt-350m",
-    "pythia-160m", "phi-1.5",
+    "gpt2", "llama-3.2-1b", "qwen2.5-0.5b", "qwen3-0.6b", "mistral-7b", "gemma-2b", "opt-125m",
+    "opt-350m", "pythia-160m", "phi-1.5",
 ]  # fmt: skip
 KNOBS: dict[str, Any] = {
     "compile": False, "micro_batch": 2, "global_batch": 2, "attention": "sdpa", "packing": False,
