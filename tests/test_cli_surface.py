@@ -25,7 +25,7 @@ RUN = {
     "--out", "--resume", "--no-verify", "--demo", "--cpu", "--max-steps",
     "--learning-rate", "--min-learning-rate", "--warmup", "--weight-decay", "--seed",
     "--train-on-prompt", "--random-weights", "--tokenizer", "--skip-bad", "--spike",
-    "--eval-split", "--eval-every", "--save-every", "--keep", "--tracker",
+    "--eval-split", "--eval-every", "--save-every", "--keep", "--tracker", "--nvme-path",
 }  # fmt: skip
 SURFACE = {
     "plan": MODEL | KNOBS | {"--out", "--no-out"},

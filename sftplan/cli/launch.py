@@ -53,13 +53,15 @@ RUN_OPTIONS = [
            help="Stop after so many steps; --resume goes on."),
     option("--tracker", metavar="NAME", group="Run",
            help="Also log to tensorboard, wandb, trackio ... through accelerate."),
+    option("--nvme-path", metavar="DIR", group="Run",
+           help="Where --offload nvme keeps its states; /local_nvme."),
     option("--cpu", is_flag=True, default=None, group="Run",
            help="Train on the processor, whatever the plan is for."),
 ]  # fmt: skip
 RUN_NAMES = (
     "learning_rate", "min_learning_rate", "warmup", "weight_decay", "seed", "train_on_prompt",
     "random_weights", "tokenizer", "skip_bad", "spike", "eval_split", "eval_every", "save_every",
-    "keep", "max_steps", "tracker", "cpu",
+    "keep", "max_steps", "tracker", "nvme_path", "cpu",
 )  # fmt: skip
 
 

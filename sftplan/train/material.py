@@ -20,6 +20,7 @@ from sftplan.facts.strategy import Optimizer, Precision
 from sftplan.plan.build import shape_sha256
 from sftplan.train.metrics import check_tracker
 from sftplan.train.model import check_weights
+from sftplan.train.nvme import check_nvme
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,6 +79,7 @@ def gather_material(job: Job, *, world_size: int) -> Material:
     if settings.tracker is not None:
         check_tracker(settings.tracker)
     shape = shape_of(job.plan)
+    check_nvme(job.plan, shape, settings.nvme_path)
     weights = check_weights(shape, random=settings.random_weights)
     tokenizer = find_tokenizer(*tokenizer_names(shape), folder=settings.tokenizer)
     if not isinstance(tokenizer, BpeTokenizer):

@@ -13,12 +13,15 @@ import sftplan.api
 from sftplan.cli import launch as command
 from sftplan.cli.main import run
 from sftplan.data.demo import DEMO_FILE
-from sftplan.errors import DriftError, ExitCode, NotReadyError
+from sftplan.errors import DriftError, ExitCode, NotReadyError, UsageError
+from sftplan.facts.catalogue import builtin
 from sftplan.facts.profiles import load_hardware
+from sftplan.facts.strategy import Offload
 from sftplan.plan.drift import check_drift, machine_differences
 from sftplan.plan.file import plan_sha256, write_plan
 from sftplan.plan.verified import verification_beside, verification_file
 from sftplan.train import launch as training
+from sftplan.train.nvme import check_nvme
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -190,3 +193,18 @@ def test_a_plan_that_fails_its_dry_run_is_not_trained(
 
     assert code == ExitCode.MISPREDICTED
     assert "reserved is off by 7 %" in capsys.readouterr().err
+
+
+def test_states_need_a_folder_with_room(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = builtin("gpt2")
+    offloaded = replace(plan, strategy=replace(plan.strategy, zero=3, offload=Offload.NVME))
+    check_nvme(plan, model, str(tmp_path / "no"))  # nothing goes there
+    check_nvme(offloaded, model, str(tmp_path))
+    with pytest.raises(UsageError, match="no is not a folder"):
+        check_nvme(offloaded, model, str(tmp_path / "no"))
+    free = 1_493_277_695  # one byte less than 12 for each of 124,439,808 parameters
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+    with pytest.raises(UsageError, match="1.39 GiB free, the optimizer's states need 1.39 GiB"):
+        check_nvme(offloaded, model, str(tmp_path))
