@@ -206,5 +206,5 @@ def test_states_need_a_folder_with_room(
         check_nvme(offloaded, model, str(tmp_path / "no"))
     free = 1_493_277_695  # one byte less than 12 for each of 124,439,808 parameters
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free))
-    with pytest.raises(UsageError, match="1.39 GiB free, the optimizer's states need 1.39 GiB"):
+    with pytest.raises(UsageError, match=r"1\.39 GiB free, the optimizer's states need 1\.39 GiB"):
         check_nvme(offloaded, model, str(tmp_path))
