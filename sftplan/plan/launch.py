@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from sftplan.facts.buckets import (
     ALLGATHER_BUCKET_ELEMENTS,
-    MAX_LIVE_ELEMENTS,
     PERSISTENCE_ELEMENTS,
     PREFETCH_BUCKET_ELEMENTS,
     REDUCE_BUCKET_ELEMENTS,
     SUB_GROUP_ELEMENTS,
+    live_elements,
     overlaps,
     reuse_elements,
 )
@@ -56,7 +56,7 @@ def _zero_settings(
             "sub_group_size": SUB_GROUP_ELEMENTS,
             "stage3_prefetch_bucket_size": PREFETCH_BUCKET_ELEMENTS,
             "stage3_param_persistence_threshold": PERSISTENCE_ELEMENTS,
-            "stage3_max_live_parameters": MAX_LIVE_ELEMENTS,
+            "stage3_max_live_parameters": live_elements(block_elements),
             "stage3_max_reuse_distance": reuse_elements(block_elements),
             "stage3_gather_16bit_weights_on_model_save": True,
         }
