@@ -16,9 +16,10 @@ NODE_LINK_BYTES_PER_S = 12.5e9  # 100 Gb/s Ethernet per GPU, where a profile doe
 CPU_ADAM_BYTES_PER_PARAMETER = (
     30  # fp32 p, m, v read and written, gradient read, 2-byte weight written
 )
-# DeepSpeed's CPU Adam by the core: gpt2-large, ZeRO-2 with the optimizer on 16 cores beside an H200, 0.60 s a
-# step, of which 0.37 s are neither GPU nor copies (2026-11); one point.
-CPU_ADAM_BYTES_PER_S_PER_CORE = 4.0e9
+# DeepSpeed's CPU Adam on 16 cores beside an H200, less the copy back: 0.272 s of gpt2-large, 0.667 s of
+# gpt2-xl and 1.313 s of Llama 3.2 3B, hence 95, 76 and 80 GB/s (2026-11).
+CPU_ADAM_BYTES_PER_S_PER_CORE = 5.2e9
+FP32_BYTES = 4
 
 
 def all_gather_s(nbytes: float, ranks: int, bytes_per_s: float) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from sftplan.cost import comm, dispatch
+from sftplan.cost import comm, deepspeed, dispatch
 from sftplan.cost.device import device_of
 from sftplan.cost.estimate import StepTime
 from sftplan.cost.kernels import COMPUTE_KINDS, fraction, kernel_s
@@ -109,10 +109,12 @@ def step_time(
     weight_bytes = _weight_bytes(tape, multiplicity)
     share = weight_bytes / _weight_bytes(tape, None)
     tensors = sum(s.tensors * s.times for s in priced[-1])
-    update = _Update(tape, numbers, share, tensors, strategy, device)
+    parameters = weight_bytes / weight_size(strategy.precision)
+    update = _Update(tape, numbers, share, tensors, parameters, strategy, device)
     updated = update.run(clocks, hardware.num_gpus)
-    transfers = _Transfers(weight_bytes, strategy, hardware, _backward_s(busy))
+    transfers = _Transfers(weight_bytes, parameters, strategy, hardware, _backward_s(busy))
     communication, offload = transfers.communication_s(), transfers.offload_s()
+    passed += deepspeed.passes_s(strategy, tensors * device.dispatch_scale)
     return StepTime(
         step_s=passed + updated + communication + offload,
         compute_s=compute,
@@ -123,6 +125,11 @@ def step_time(
         optimizer_s=updated,
         startup_s=startup_s(strategy),
     )
+
+
+def weight_size(precision: Precision) -> int:
+    """Bytes of a weight."""
+    return 2 if precision in LOW_WEIGHTS else comm.FP32_BYTES
 
 
 def _device(strategy: Strategy, hardware: Hardware) -> Device:
@@ -211,12 +218,14 @@ class _Update:
         numbers: list[int],
         share: float,
         tensors: int,
+        parameters: float,
         strategy: Strategy,
         device: Device,
     ) -> None:
         self.strategy = strategy
         self.device = device
         self.tensors = tensors * device.dispatch_scale
+        self.parameters = parameters
         self.seconds: dict[str, float] = {}
         for number in numbers:
             for work, count in tape.works[number][1].items():
@@ -240,6 +249,9 @@ class _Update:
             clocks.host_s += self.tensors * dispatch.ADAMW_TENSOR_S
             clocks.gpu_s = max(clocks.gpu_s, clocks.host_s)
             clocks.gpu_s += adamw / (ranks if strategy.zero else 1)
+            mine = self.parameters / ranks
+            rate = self.device.bytes_per_s
+            clocks.gpu_s += deepspeed.update_s(strategy, self.tensors, mine, rate)
         clocks.host_s += self.tensors * dispatch.ZERO_GRAD_TENSOR_S
         return max(clocks.gpu_s, clocks.host_s) - passed
 
@@ -252,13 +264,13 @@ class _Transfers:
     """
 
     def __init__(
-        self, weight_bytes: int, strategy: Strategy, hardware: Hardware, backward_s: float
-    ) -> None:
+        self, weight_bytes: int, parameters: float, strategy: Strategy, hardware: Hardware, backward_s: float
+    ) -> None:  # fmt: skip
         self.bytes = weight_bytes
         self.strategy = strategy
         self.hardware = hardware
         self.backward_s = backward_s
-        self.parameters = weight_bytes / (2 if strategy.precision in LOW_WEIGHTS else 4)
+        self.parameters = parameters
 
     def communication_s(self) -> float:
         """Collectives beyond what the passes hide."""
@@ -279,7 +291,10 @@ class _Transfers:
         return passes * (forward + comm.exposed_s(2 * one_way, last, BUCKETS))
 
     def offload_s(self) -> float:
-        """Copies beyond what the backward pass hides, and AdamW on the host."""
+        """Copies beyond what the backward pass hides, and AdamW on the host.
+
+        Gradients leave in fp32, weights come back in their own type.
+        """
         strategy, hardware = self.strategy, self.hardware
         if strategy.offload is Offload.NONE:
             return 0.0
@@ -289,7 +304,8 @@ class _Transfers:
         on_node = self.parameters / ranks * hardware.gpus_per_node
         adam = comm.cpu_adam_s(on_node, comm.cpu_adam_bytes_per_s(hardware))
         passes, last = strategy.accumulation, self.backward_s / strategy.accumulation
-        total = passes * comm.exposed_s(copy, last, BUCKETS) + adam + copy
+        leaving = comm.copy_s(self.parameters * comm.FP32_BYTES / ranks, link)
+        total = passes * comm.exposed_s(leaving, last, BUCKETS) + adam + copy
         if strategy.offload in (Offload.ALL, Offload.NVME):  # weights come for forward and backward
             total += 2 * passes * comm.exposed_s(copy, last / 2, BUCKETS)
         return total

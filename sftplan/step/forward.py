@@ -84,8 +84,6 @@ def hidden_states(
     block = compiled_layer if compiles else BLOCKS[model.family]
     for number, layer in enumerate(weights.layers):
         tape.mark("forward", number)
-        if tape.on_layer is not None:
-            tape.on_layer.gather(number)
         inside = compiles and strategy.checkpointing is Checkpointing.SELECTIVE  # of its own graph
         if inside or strategy.checkpointing is Checkpointing.NONE:
             x = block(tape, context, number, layer, x)
@@ -94,8 +92,6 @@ def hidden_states(
             call = _layer_call(tape, block, context, number, layer)
             x = tape.checkpoint(call, x, selective=selective)
             del call
-        if tape.on_layer is not None:
-            tape.on_layer.release(number)
         x = boundary(tape, number, x)
     tape.mark("forward end")
     x = _final_norm(tape, context, weights, x)
@@ -126,11 +122,7 @@ def _enter_layer(
 ) -> list[Tensor | None]:
     layer = node.extra
     assert isinstance(layer, int)
-    if tape.on_layer is not None:
-        tape.on_layer.release(layer + 1)
     tape.mark("backward", layer)
-    if tape.on_layer is not None:
-        tape.on_layer.gather(layer)
     return gradients
 
 

@@ -9,16 +9,28 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sftplan.facts.buckets import PREFETCH_BUCKET_ELEMENTS, REDUCE_BUCKET_ELEMENTS, overlaps
+from sftplan.facts.buckets import (
+    PREFETCH_BUCKET_ELEMENTS,
+    REDUCE_BUCKET_ELEMENTS,
+    SUB_GROUP_ELEMENTS,
+    live_elements,
+    overlaps,
+)
 from sftplan.facts.params import num_parameters
 from sftplan.facts.strategy import Offload, Precision
 from sftplan.step.tensor import DType, Storage, Tensor
+from sftplan.units import MIB
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sftplan.facts.model import ModelShape
     from sftplan.facts.strategy import Strategy
     from sftplan.step.forward import Weights
     from sftplan.step.tape import Tape
+
+GRANULE_BYTES = 2 * MIB  # CUDACachingAllocator, kLargeBuffer of expandable segments and kRoundLarge
+NORM_BYTES = 8  # DeepSpeed squares and sums gradients in fp64 (runtime/utils.py, get_norm_dtype)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,19 +99,58 @@ def sharding_saves_bytes(model: ModelShape, strategy: Strategy, ranks: int) -> i
     return saved - sharding_of(strategy, ranks).num_buckets * REDUCE_BUCKET_ELEMENTS * size
 
 
-class Shards:
-    """The flat buffers of one rank, and what happens to gradients as they come."""
+def side_stream_bytes(largest: int, sharding: Sharding) -> int:
+    """What the stream on which gradients leave for the host reserves for itself.
 
-    def __init__(self, tape: Tape, weights: Weights, sharding: Sharding, elements: int) -> None:
+    PyTorch's allocator lends a freed block only to the stream that took it, and the largest one there
+    is the gradient of the largest weight in fp64, of `largest` elements.
+
+    >>> offloads = Sharding(stage=2, ranks=1, offloads_optimizer=True, offloads_weights=False)
+    >>> side_stream_bytes(64_328_960, offloads)  # gpt2-large's table
+    515899392
+    """
+    if not sharding.offloads_optimizer:
+        return 0
+    size = share(largest, sharding.ranks) * NORM_BYTES
+    return -(-size // GRANULE_BYTES) * GRANULE_BYTES
+
+
+def largest_sub_group(numels: Sequence[int], limit: int) -> int:
+    """Elements of the largest group that stage 3 updates at once: weights until `limit` is reached.
+
+    stage3.py, _create_fp16_sub_groups.
+
+    >>> largest_sub_group([60, 30, 20, 50, 40], 100)
+    110
+    """
+    largest = room = 0
+    for numel in numels:
+        room += numel
+        largest = max(largest, room)
+        if room >= limit:
+            room = 0
+    return largest
+
+
+class Shards:
+    """The flat buffers of one rank, and what happens to gradients as they come.
+
+    `numels` are the elements of all weights of the whole model, of which the tape may have a few layers.
+    """
+
+    def __init__(
+        self, tape: Tape, weights: Weights, sharding: Sharding, numels: Sequence[int]
+    ) -> None:
         self.tape = tape
-        self.elements = elements  # of the whole model, of which the tape may have a few layers
+        self.numels = numels
+        self.elements = sum(numels)
         self.weights = weights
         self.sharding = sharding
-        self.buffers: list[Storage] = []
-        self.bucket: list[Storage] = []
-        self.partition: list[Storage] = []
-        self._whole: dict[int | None, Storage] = {}
         self.size = weights.ordered[0][1].dtype.size
+        self._held: list[Storage] = []
+        self._bucket: list[Storage] = []
+        self._partition: list[Storage] = []
+        self._gathered: list[Storage] = []
 
     def layer_elements(self) -> dict[int | None, int]:
         """Parameters of each layer, and (None) of all that is in no layer."""
@@ -124,61 +175,75 @@ class Shards:
                 if stage == 3:
                     self._hold(share(elements, ranks) * self.size, "gradients")
         self.tape.enter(None)
-        largest = max(weight.numel for _, weight in self.weights.ordered)
         if stage == 3:
             self._hold(REDUCE_BUCKET_ELEMENTS * self.size, "communication")
-        if self.sharding.offloads_optimizer:
-            self._hold(largest * self.size, "communication")
+        elif self.sharding.offloads_optimizer:  # temp_grad_buffer_for_gpu_offload
+            self._hold(max(self.numels) * self.size, "communication")
 
     def _hold(self, num_bytes: int, kind: str) -> None:
-        self.buffers.append(self.tape.storage(num_bytes, kind))
+        self._held.append(self.tape.storage(num_bytes, kind))
 
-    def begin_backward(self) -> None:
-        """Stages 1 and 2 allocate the bucket for each backward pass, stage 2 holds its gradients."""
-        if self.sharding.stage == 3:
+    def gather(self) -> None:
+        """Stage 3: the whole weights that are there at once while a pass runs.
+
+        A single rank uses its share as it is, unless that is on the host. Between ranks what is on
+        its way is there twice: as it arrives, and cut to the weights.
+        """
+        sharding = self.sharding
+        if sharding.stage < 3 or (sharding.ranks == 1 and not sharding.offloads_weights):
             return
-        size = REDUCE_BUCKET_ELEMENTS * self.size
-        count = self.sharding.num_buckets
-        self.bucket = [self.tape.storage(size, "communication") for _ in range(count)]
-        self.hold_gradients()
+        layers = self.layer_elements()
+        block = max((count for layer, count in layers.items() if layer is not None), default=0)
+        outside = max(weight.numel for layer, weight in self.weights.ordered if layer is None)
+        whole = min(self.elements, live_elements(block) + outside)
+        self._gathered.append(self.tape.storage(whole * self.size, "weights"))
+        if sharding.ranks > 1:
+            coming = min(whole, PREFETCH_BUCKET_ELEMENTS) * self.size
+            self._gathered.append(self.tape.storage(coming, "communication"))
+
+    def take(self, gradient: Tensor) -> bool:
+        """Whether a gradient that has come is copied into the bucket and let go: from stage 2 on.
+
+        The first one of a pass brings the bucket into being (stage_1_and_2.py, setup_buckets), and in
+        stage 2 the room for the rank's share of all. What goes to the host is measured in fp64 and
+        brought to fp32 first.
+        """
+        sharding, owner = self.sharding, self.tape.owner
+        if sharding.stage < 3 and not self._bucket:
+            self.tape.enter(None)
+            size = REDUCE_BUCKET_ELEMENTS * self.size
+            count = sharding.num_buckets
+            self._bucket = [self.tape.storage(size, "communication") for _ in range(count)]
+            if sharding.stage == 2:
+                self.hold_gradients()
+            self.tape.enter(owner)
+        if sharding.stage < 2:
+            return False
+        if sharding.offloads_optimizer:
+            mine = share(gradient.numel, sharding.ranks)
+            self.tape.scratch(mine * NORM_BYTES)
+            self.tape.scratch(mine * DType.FP32.size)
+        return True
 
     def hold_gradients(self) -> None:
-        """Stage 2: the rank's share of the gradients, which stays until the step."""
-        if self.sharding.stage == 2 and not (self.partition or self.sharding.offloads_optimizer):
-            for layer, elements in self.layer_elements().items():
-                self.tape.enter(layer)
-                held = share(elements, self.sharding.ranks) * self.size
-                self.partition.append(self.tape.storage(held, "gradients"))
-            self.tape.enter(None)
-
-    def end_backward(self) -> None:
-        """The bucket goes when the backward pass ends."""
-        self.bucket.clear()
-
-    def takes_gradients(self) -> bool:
-        """From stage 2 on a gradient is copied into the bucket as it comes, and let go."""
-        return self.sharding.stage >= 2
-
-    def gather(self, layer: int | None) -> None:
-        """Stage 3: the whole weights of a layer, and room for what is fetched ahead."""
-        if self.sharding.stage < 3 or layer in self._whole:
+        """The rank's share of the gradients, which stays until the step, unless the host has it."""
+        if self.sharding.stage == 3 or self._partition or self.sharding.offloads_optimizer:
             return
-        elements = self.layer_elements()[layer]
-        ahead = min(PREFETCH_BUCKET_ELEMENTS, elements) if layer is not None else 0
-        whole = self.tape.storage((elements + ahead) * self.size, "weights")
-        self._whole[layer] = whole
-        for owner, weight in self.weights.ordered:
-            if owner == layer:
-                weight.storage = whole
+        for layer, elements in self.layer_elements().items():
+            self.tape.enter(layer)
+            held = share(elements, self.sharding.ranks) * self.size
+            self._partition.append(self.tape.storage(held, "gradients"))
+        self.tape.enter(None)
 
-    def release(self, layer: int | None) -> None:
-        """Stage 3: back to the rank's own share."""
-        if self._whole.pop(layer, None) is None:
-            return
-        empty = self.tape.storage(0, "weights")
-        for owner, weight in self.weights.ordered:
-            if owner == layer:
-                weight.storage = empty
+    def end_pass(self, *, last: bool) -> None:
+        """The bucket goes when the backward pass ends; stage 1 shares gradients out after the last."""
+        self._gathered.clear()
+        if self.sharding.stage == 1 and last:
+            self.hold_gradients()
+            for _, weight in self.weights.ordered:
+                assert weight.node is not None
+                weight.node.extra = None
+        self._bucket.clear()
 
     def create_moments(self) -> None:
         """The two moments of the rank's share, in fp32, unless the host holds them."""
@@ -189,15 +254,19 @@ class Shards:
         self.tape.enter(None)
 
     def update(self, *, first: bool) -> None:
-        """The optimizer's step on the rank's share: moments once, gradients in fp32 while it runs."""
+        """The optimizer's step on the rank's share: gradients in fp64 for the norm, then in fp32."""
         if self.sharding.offloads_optimizer:
-            self.partition.clear()
             return
+        ranks = self.sharding.ranks
+        self.tape.scratch(share(max(self.numels), ranks) * NORM_BYTES)
         if first:
             self.create_moments()
-        mine = share(self.elements, self.sharding.ranks)
-        flat = mine * self.size if self.sharding.stage < 3 else 0
-        self.tape.scratch(flat, mine * DType.FP32.size)
+        mine = share(self.elements, ranks)
+        together = mine
+        if self.sharding.stage == 3:
+            shares = [share(numel, ranks) for numel in self.numels]
+            together = largest_sub_group(shares, SUB_GROUP_ELEMENTS)
+        self.tape.scratch(together * self.size, together * DType.FP32.size)
         held = Tensor((mine,), DType.FP32, self.tape.storage(0))
         self.tape.pointwise("adamw", [held] * 7)
-        self.partition.clear()
+        self._partition.clear()

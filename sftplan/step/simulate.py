@@ -91,6 +91,7 @@ class _Run:
         num_layers: int | None = None,
     ) -> None:
         self.model, self.strategy, self.batch = model, strategy, batch
+        self.sharding = sharding
         self.passes = min(strategy.accumulation, passes)
         tape = self.tape = Tape(AUTOCAST.get(strategy.precision), chip)
         self.weights = build_weights(tape, model, weight_dtype(strategy.precision))
@@ -101,11 +102,10 @@ class _Run:
         self.update = Update(strategy, order)
         self.shards: Shards | None = None
         if sharding.uses_deepspeed:
-            elements = sum(self.weights.ordered[place][1].numel for place in order)
-            self.shards = Shards(tape, self.weights, sharding, elements)
+            numels = [self.weights.ordered[place][1].numel for place in order]
+            self.shards = Shards(tape, self.weights, sharding, numels)
             self.shards.prepare()
-            tape.on_gradient = self.shards.takes_gradients()
-            tape.on_layer = self.shards
+            tape.on_gradient = self.shards.take
         else:
             self.update.prepare(tape, self.weights.ordered)
 
@@ -132,8 +132,9 @@ class _Run:
 
     def _settle_gradients(self) -> None:
         """Those of the passes before: one rank's share of them from stage 2 on, else all."""
-        if self.shards is not None and self.shards.takes_gradients():
-            self.shards.hold_gradients()
+        if self.sharding.stage >= 2:
+            if self.shards is not None:
+                self.shards.hold_gradients()
             return
         for layer, weight in self.weights.ordered:
             assert weight.node is not None
@@ -144,8 +145,8 @@ class _Run:
         """One optimizer step."""
         tape, weights = self.tape, self.weights.ordered
         ids = tape.empty((self.batch.rows, self.batch.length), DType.INT64)
-        for _ in range(self.passes):
-            self._pass(ids)
+        for number in range(self.passes):
+            self._pass(ids, last=number == self.passes - 1)
         if self.strategy.max_grad_norm:
             tape.mark("clip")
             clip(tape, weights)
@@ -159,12 +160,12 @@ class _Run:
             assert weight.node is not None
             weight.node.extra = None
 
-    def _pass(self, ids: Tensor) -> None:
+    def _pass(self, ids: Tensor, *, last: bool) -> None:
         """Forward and backward of one micro-batch."""
         tape, model, strategy = self.tape, self.model, self.strategy
         tape.mark("forward")
         if self.shards is not None:
-            self.shards.gather(None)
+            self.shards.gather()
         tape.autocast = tape.autocast_dtype is not None
         x = hidden_states(tape, model, strategy, self.weights, ids, self.batch.documents)
         x = head_input(tape, model, strategy, self.batch, x)
@@ -172,15 +173,12 @@ class _Run:
         del x
         tape.leave_autocast()
         tape.mark("backward")
-        if self.shards is not None:
-            self.shards.begin_backward()
         tape.kind = "temporary"
         tape.backward(loss)
         tape.kind = "activations"
         if self.shards is not None:
-            self.shards.release(0)
-            self.shards.release(None)
-            self.shards.end_backward()
+            tape.mark("backward end")
+            self.shards.end_pass(last=last)
 
 
 def few_layers(model: ModelShape, seq_len: int) -> ModelShape | None:

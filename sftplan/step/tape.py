@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from sftplan.step.autograd import Frame, Handle, Node, StopRecomputation, run_backward
 from sftplan.step.tensor import DType, Storage, Tensor
@@ -45,16 +45,6 @@ class Chip:
     multiprocessors: int = 132  # of an H100 or H200 SXM; scratch of reductions grows with it
 
 
-class LayerHooks(Protocol):
-    """What gathers the weights of a layer before it runs and lets them go after."""
-
-    def gather(self, layer: int | None) -> None:
-        """Before the layer runs."""
-
-    def release(self, layer: int | None) -> None:
-        """After it has run."""
-
-
 MIXED = (1,)  # operands of several types: not vectorised
 BROADCAST = (2,)  # operands of several shapes: every index computed
 STRIDED = (3,)  # operands in another memory order, likewise
@@ -89,8 +79,7 @@ class Tape:
         self._workspaces: dict[bool, Storage] = {}
         self._lt_workspace: Storage | None = None
         self._in_backward = False
-        self.on_gradient = False  # whether gradients are taken over as they come
-        self.on_layer: LayerHooks | None = None
+        self.on_gradient: Callable[[Tensor], bool] | None = None  # whether it is taken over
         self._frame: Frame | None = None
         self._recomputing: Frame | None = None
         self.mark("start")
@@ -331,7 +320,7 @@ def _accumulate(
     """The leaf takes a gradient over, or adds it in place to the one it has."""
     gradient = gradients[0]
     assert gradient is not None
-    if tape.on_gradient:
+    if tape.on_gradient is not None and tape.on_gradient(gradient):
         tape.pointwise("copy", [gradient, gradient])
     elif isinstance(node.extra, Tensor):
         tape.pointwise("add_", [node.extra, gradient, node.extra])

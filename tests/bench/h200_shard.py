@@ -112,6 +112,12 @@ def plan_of(case: Case, num_gpus: int = 1) -> Plan:
     )  # fmt: skip
 
 
+def held_bytes(plan: Plan) -> int:
+    """What a dry run holds of the planned host memory: it saves nothing."""
+    host = plan.memory.host
+    return host.peak_bytes - host.by_category["checkpoint being saved"]
+
+
 class HostWatch:
     """The most memory that the machine holds beyond what it held at the start."""
 
@@ -148,7 +154,7 @@ def measured(case: Case, events: Path | None) -> dict[str, Any]:
     row: dict[str, Any] = {name: getattr(case, name) for name in COLUMNS[:-1]}
     row |= {
         "allocated_predicted": gpu.peak_allocated_bytes, "reserved_predicted": gpu.peak_reserved_bytes,
-        "used_predicted": gpu.used_bytes, "host_predicted": plan.memory.host.peak_bytes,
+        "used_predicted": gpu.used_bytes, "host_predicted": held_bytes(plan),
         "step_s_predicted": plan.time.step_s,
     }  # fmt: skip
     with HostWatch() as host:
@@ -202,7 +208,7 @@ def judge(path: Path) -> None:
                             int(row["micro_batch"]), int(row["accumulation"])))  # fmt: skip
         gpu = plan.memory.gpu
         for name, value in zip(QUANTITIES, (gpu.peak_allocated_bytes, gpu.peak_reserved_bytes, gpu.used_bytes,
-                                            plan.memory.host.peak_bytes, plan.time.step_s), strict=True):  # fmt: skip
+                                            held_bytes(plan), plan.time.step_s), strict=True):  # fmt: skip
             row[f"{name}_predicted"] = str(value)
         errors = "  ".join(f"{q} {_error(row, q):+7.2%}" for q in QUANTITIES)
         print(f"{row['name']:<48} {errors}")
