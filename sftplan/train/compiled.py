@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sftplan.train.checkpointing import checkpointed
+from sftplan.train.dropout import hash_dropouts
 from sftplan.train.loss import chunk_gradient, response_loss
 
 if TYPE_CHECKING:
@@ -28,11 +29,13 @@ def blocks_of(model: Any) -> list[torch.nn.Module]:
 
 def prepare_blocks(model: Any, *, checkpointing: Checkpointing, compiled: bool) -> None:
     """Make every block checkpointed, compiled, or both: compiled around the checkpoint."""
+    blocks = blocks_of(model)
     if compiled:
         from sftplan.train.reductions import hold_whole_rows
 
         hold_whole_rows()
-    for block in blocks_of(model):
+        hash_dropouts(model, blocks)
+    for block in blocks:
         forward = checkpointed(block.forward, checkpointing)
         if compiled:
             forward = torch.compile(forward, dynamic=False)

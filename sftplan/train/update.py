@@ -1,13 +1,15 @@
 """AdamW on the weights of a model, in the types that the plan says.
 
 Decay is decoupled, on matrices and tables only: not on biases and norms. Under bf16-master the
-optimizer works on fp32 copies; gradients are brought to fp32 bucket by bucket. Dividing the
-gradients and leaving out a bad step happen on the device: `divisor` and `skip` are tensors.
+optimizer works on fp32 copies: in one kernel (master_adamw.py), or where there is no triton, or
+with 8-bit states, with gradients brought to fp32 bucket by bucket. Dividing the gradients and
+leaving out a bad step happen on the device: `divisor` and `skip` are tensors.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,7 @@ from sftplan.step.update import MASTER_BUCKET_ELEMENTS, buckets
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from sftplan.train.master_adamw import MasterAdamW
     from sftplan.train.settings import Settings
 
 Tensor = torch.Tensor
@@ -43,7 +46,7 @@ class _Bucket:
     """Weights that are updated together."""
 
     weights: tuple[_Weight, ...]
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer | MasterAdamW
 
 
 class Update:
@@ -59,8 +62,9 @@ class Update:
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self.parameters = [parameter for _, parameter in named]
         weights = [_Weight(name, p, self._own(p)) for name, p in named]
+        self.one_kernel = self.master and not self.eight_bit and _has_triton(self.parameters[0])
         groups = [range(len(weights))]
-        if self.master:
+        if self.master and not self.one_kernel:
             groups = buckets([w.parameter.numel() for w in weights], MASTER_BUCKET_ELEMENTS)
         self.buckets = [self._bucket([weights[number] for number in group]) for group in groups]
 
@@ -72,8 +76,12 @@ class Update:
     def _bucket(self, weights: Sequence[_Weight]) -> _Bucket:
         return _Bucket(tuple(weights), self._optimizer(weights))
 
-    def _optimizer(self, weights: Iterable[_Weight]) -> torch.optim.Optimizer:
+    def _optimizer(self, weights: Sequence[_Weight]) -> torch.optim.Optimizer | MasterAdamW:
         chosen = self.settings
+        if self.one_kernel:
+            from sftplan.train.master_adamw import MasterAdamW
+
+            return MasterAdamW([w.parameter for w in weights], [w.own for w in weights], chosen)
         matrices = [w.own for w in weights if w.own.ndim > 1]
         others = [w.own for w in weights if w.own.ndim <= 1]
         groups = [
@@ -144,6 +152,9 @@ class Update:
         """Move the weights by their gradients / `divisor`, or not at all where `skip` is 1."""
         for bucket in self.buckets:
             optimizer: Any = bucket.optimizer
+            if self.one_kernel:
+                optimizer.step(learning_rate=learning_rate, divisor=divisor, skip=skip)
+                continue
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
             if self.master:
@@ -218,11 +229,12 @@ class Update:
             part, _, name = key.partition("/")
             by_name.setdefault(name, []).append(part)
         for bucket in self.buckets:
+            states: Any = bucket.optimizer.state
             for weight in bucket.weights:
                 parts = {part: state[f"{part}/{weight.name}"] for part in by_name[weight.name]}
                 if self.master:
                     weight.own.data.copy_(parts.pop("master"))
-                bucket.optimizer.state[weight.own] = {
+                states[weight.own] = {
                     part: self._placed(part, value, weight.own) for part, value in parts.items()
                 }
 
@@ -230,6 +242,10 @@ class Update:
         if self.eight_bit and part == "step":
             return int(value)
         return value.to(own.device, copy=True)
+
+
+def _has_triton(parameter: Tensor) -> bool:
+    return parameter.device.type == "cuda" and importlib.util.find_spec("triton") is not None
 
 
 def _is_set(flag: Tensor) -> bool:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 WINDOW = 20  # steps per mean
-OURS, OTHER, PLAIN = "curve-master", "curve-other-seed", "reference"
+# CONTROL is the plain loop again with the rows of each batch in the opposite order: the same sums in another
+# order, so what it differs by is rounding alone.
+OURS, PLAIN, CONTROL = "curve-master", "reference", "reference-reversed"
 
 
 def windows(values: list[float]) -> list[list[float]]:
@@ -39,30 +41,21 @@ def distances(ours: list[float], plain: list[float]) -> tuple[float, float]:
 
 
 def compare(rows: list[dict[str, Any]]) -> None:
-    """Print means over windows, and whether the distance is within what another seed changes."""
+    """Print means over windows, and whether the distance is within what rounding alone changes."""
     curves = {row["name"]: row["losses"] for row in rows if row.get("losses")}
     if OURS not in curves or PLAIN not in curves:
         return
-    ours, plain, other = curves[OURS], curves[PLAIN], curves.get(OTHER)
-    print(f"\n{'steps':>9} {'ours':>9} {'reference':>10} {'distance':>9} {'another seed':>13}")
-    for number, (mine, theirs) in enumerate(zip(windows(ours), windows(plain), strict=True)):
+    plain = curves.pop(PLAIN)
+    print(f"\n{'steps':>9} {PLAIN:>10} " + " ".join(f"{name:>20}" for name in curves))
+    apart = {name: [a - b for a, b in zip(c, plain, strict=True)] for name, c in curves.items()}
+    for number, theirs in enumerate(windows(plain)):
         at = number * WINDOW
-        seed = ""
-        if other:
-            seed = f"{statistics.fmean(windows(other)[number]) - statistics.fmean(mine):+13.4f}"
-        mean, reference = statistics.fmean(mine), statistics.fmean(theirs)
-        print(
-            f"{at + 1:4}-{at + WINDOW:<4} {mean:9.4f} {reference:10.4f} {mean - reference:+9.4f} {seed}"
-        )
-    mean, error = distances(ours, plain)
-    print(f"ours minus reference: {mean:+.5f} ± {error:.5f} (standard error over windows)")
-    if other:
-        seeds, seeds_error = distances(other, ours)
-        print(f"another seed minus ours: {seeds:+.5f} ± {seeds_error:.5f}")
-        square = statistics.fmean((a - b) ** 2 for a, b in zip(other, ours, strict=True))
-        mine = statistics.fmean((a - b) ** 2 for a, b in zip(ours, plain, strict=True))
-        ratio = math.sqrt(mine / square) if square else math.inf
-        print(f"root mean square distance: {ratio:.2f} of what another seed makes")
+        cells = (f"{statistics.fmean(windows(d)[number]):+20.4f}" for d in apart.values())
+        print(f"{at + 1:4}-{at + WINDOW:<4} {statistics.fmean(theirs):10.4f} {' '.join(cells)}")
+    for name, curve in curves.items():
+        mean, error = distances(curve, plain)
+        square = math.sqrt(statistics.fmean(d * d for d in apart[name]))
+        print(f"{name} minus {PLAIN}: {mean:+.5f} ± {error:.5f} (standard error over windows), root mean square {square:.5f}")
     scatter = statistics.fmean(
         statistics.stdev(window) / math.sqrt(WINDOW) for window in windows(plain)
     )

@@ -52,7 +52,9 @@ def reference(args: argparse.Namespace, knobs: dict[str, Any]) -> dict[str, Any]
     for number, ready in enumerate(steps_for(data, layout, device, args.steps)):
         total = torch.zeros((), device=device)
         for batch in ready.step.micro_batches:
-            loss = _plain_loss(model, batch, ready.step.num_targets)
+            loss = _plain_loss(
+                model, batch, ready.step.num_targets, backwards=knobs.get("reversed", False)
+            )
             loss.backward()
             total += loss.detach()
         norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
@@ -69,7 +71,7 @@ def reference(args: argparse.Namespace, knobs: dict[str, Any]) -> dict[str, Any]
     }
 
 
-def _plain_loss(model: Any, batch: Any, num_targets: int) -> Any:
+def _plain_loss(model: Any, batch: Any, num_targets: int, *, backwards: bool) -> Any:
     """transformers' own loss; a token attends to those before it in its own document."""
     import torch
 
@@ -79,6 +81,8 @@ def _plain_loss(model: Any, batch: Any, num_targets: int) -> Any:
         torch.frombuffer(values, dtype=torch.int64).view(shape).to(device)
         for values in (batch.input_ids, batch.positions, batch.labels())
     )
+    if backwards:
+        ids, positions, labels = ids.flip(0), positions.flip(0), labels.flip(0)
     document = (positions == 0).cumsum(1)
     causal = torch.ones(shape[1], shape[1], dtype=torch.bool, device=device).tril()
     mask = (document[:, :, None] == document[:, None, :]) & causal

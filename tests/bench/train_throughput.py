@@ -36,7 +36,7 @@ from train_build import (
     shape_of,
     steps_for,
 )
-from train_curve import OTHER, PLAIN, compare, write_curves
+from train_curve import CONTROL, PLAIN, compare, write_curves
 from train_curve import OURS as CURVE
 from train_peers import reference, trl
 
@@ -137,7 +137,7 @@ def one(args: argparse.Namespace, name: str, knobs: dict[str, Any]) -> dict[str,
     try:
         if name.startswith("trl"):
             row |= trl(args, knobs)
-        elif name == "reference":
+        elif name.startswith(PLAIN):
             row |= reference(args, knobs)
         else:
             row |= ours(args, knobs)
@@ -183,7 +183,7 @@ def wanted(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
         return {args.set: BASE | values}
     if args.curve:
         knobs = BASE | {"micro_batch": 8, "dropout": 0.0}
-        curves = {CURVE: knobs, PLAIN: knobs, OTHER: knobs | {"seed": 1}}
+        curves = {CURVE: knobs, PLAIN: knobs, CONTROL: knobs | {"reversed": True}}
         extra = {"curve-mixed": knobs | {"precision": "bf16-mixed"}}
         return {
             k: v

@@ -1,0 +1,116 @@
+"""Dropout by hash: the right share, independent masks, the same again in the backward pass."""
+
+# ruff: noqa: TID253
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from sftplan.train.dropout import HashedDropout, Seeds, hash_dropouts
+
+ROWS, WIDTH, P = 512, 1280, 0.1
+
+
+class Model(nn.Module):
+    """Two blocks, each with a dropout that drops and one that does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(8, 8), nn.Dropout(P), nn.Dropout(0.0)) for _ in range(2)
+        )
+
+    @property
+    def base_model(self) -> nn.Module:
+        return self
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def dropped(dropout: HashedDropout) -> torch.Tensor:
+    """1 where an element of ones was dropped."""
+    out: torch.Tensor = dropout(torch.ones(ROWS, WIDTH))
+    return (out == 0).float()
+
+
+def pair() -> tuple[HashedDropout, HashedDropout, Seeds]:
+    torch.manual_seed(5)
+    one, two = HashedDropout(P), HashedDropout(P)
+    return one, two, Seeds([one, two], torch.device("cpu"))
+
+
+def test_drops_its_share_evenly_over_rows_and_columns() -> None:
+    one, _, seeds = pair()
+    seeds.draw(one, None)
+    mask = dropped(one)
+    error = (P * (1 - P)) ** 0.5
+    assert abs(float(mask.mean()) - P) < 5 * error / (ROWS * WIDTH) ** 0.5
+    assert float(mask.mean(dim=1).std()) == pytest.approx(error / WIDTH**0.5, rel=0.15)
+    assert float(mask.mean(dim=0).std()) == pytest.approx(error / ROWS**0.5, rel=0.15)
+    kept = one(torch.full((ROWS, WIDTH), 3.0))
+    assert float(kept.max()) == pytest.approx(3.0 / (1 - P))
+
+
+def test_masks_of_passes_dropouts_and_neighbours_are_independent() -> None:
+    one, two, seeds = pair()
+    seeds.draw(one, None)
+    first, other = dropped(one).flatten(), dropped(two).flatten()
+    seeds.draw(one, None)
+    later = dropped(one).flatten()
+    pairs = [(first, other), (first, later)]
+    pairs += [(first[:-lag], first[lag:]) for lag in (1, 2, 4, 16, WIDTH, WIDTH + 1)]
+    for a, b in pairs:
+        correlation = float(((a - P) * (b - P)).mean()) / (P * (1 - P))
+        assert abs(correlation) < 5 / a.numel() ** 0.5
+
+
+def test_the_backward_pass_sees_the_mask_of_the_forward_pass() -> None:
+    one, _, seeds = pair()
+    seeds.draw(one, None)
+    x = torch.ones(ROWS, WIDTH, requires_grad=True)
+    out = one(x)
+    out.sum().backward()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, out.detach())
+
+
+def test_only_what_drops_in_the_blocks_is_taken_and_evaluation_keeps_all() -> None:
+    model = Model()
+    names = set(model.state_dict())
+    hash_dropouts(model, list(model.blocks))
+    kinds = [type(m) for m in model.modules() if isinstance(m, nn.Dropout)]
+    assert kinds == [HashedDropout, nn.Dropout, HashedDropout, nn.Dropout]
+    assert set(model.state_dict()) == names
+    x = torch.ones(64, 8)
+    with torch.no_grad():
+        assert not torch.equal(model(x), model(x))
+        torch.manual_seed(1)
+        once = model(x)
+        torch.manual_seed(1)
+        torch.testing.assert_close(model(x), once, rtol=0, atol=0)
+        model.eval()
+        torch.testing.assert_close(model(x), model(x), rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("default")  # the compiler itself warns
+def test_a_compiled_block_keeps_no_mask() -> None:
+    model = Model()
+    hash_dropouts(model, list(model.blocks))
+    for block in model.blocks:
+        block.forward = torch.compile(
+            block.forward, dynamic=False, backend="aot_eager_decomp_partition"
+        )
+    kept: list[torch.Tensor] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(torch.ones(64, 8, requires_grad=True))
+    assert kept
+    assert all(t.dtype not in (torch.bool, torch.uint8) for t in kept)
