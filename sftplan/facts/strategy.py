@@ -82,3 +82,17 @@ class Strategy:
     allocator: Allocator = Allocator.EXPANDABLE
     attention_dropout: float | Literal["model"] = 0.0
     max_grad_norm: float = 1.0
+
+
+def is_captured(strategy: Strategy, num_gpus: int) -> bool:
+    """Whether training replays the passes as CUDA graphs: then no operation waits for the host.
+
+    Compiled steps of one process without DeepSpeed. Packed rows under another attention than varlen have
+    masks, for which transformers waits for the GPU.
+
+    >>> is_captured(Strategy(compile=True), 1), is_captured(Strategy(compile=True, zero=2), 8)
+    (True, False)
+    """
+    alone = num_gpus == 1 and strategy.zero == 0 and strategy.offload is Offload.NONE
+    masked = strategy.packing and strategy.attention is not Attention.VARLEN
+    return strategy.compile and alone and not masked

@@ -149,6 +149,7 @@ def _judge(run: Run, pending: _Pending, loss: float, norm: float, *, skipped: bo
 
 
 def _is_finite(run: Run, inputs: Any) -> bool:
+    run.stepper.release()
     with torch.no_grad():
         factor = torch.ones((), device=run.stepper.device)
         return bool(scaled_loss(run.stepper, inputs, factor).isfinite())
@@ -164,6 +165,7 @@ def _evaluates(run: Run) -> bool:
 def _evaluated(run: Run, step: int) -> dict[str, float]:
     """Losses on the held-out examples; keeps note of the best."""
     assert run.evaluation is not None
+    run.stepper.release()
     found = evaluate(run.stepper, run.evaluation)
     run.meter.restart()
     if run.best is None or found["eval_loss"] < run.best[0]:

@@ -121,42 +121,62 @@ class MasterAdamW:
         self._decays = torch.tensor(decays, dtype=torch.float32, device=device)
         self._owners = torch.tensor(owners, dtype=torch.int32, device=device)
         self._places = torch.tensor(places, dtype=torch.int32, device=device)
+        self._steps = torch.zeros(len(self.masters), device=device)
+        self._known: list[int] = []  # addresses of the gradients that these two are of
+        self._pointers = self._moved = torch.empty(0, device=device)
 
     def _create(self) -> None:
-        for master in self.masters:
-            self.state[master] = {
-                "step": torch.zeros((), device=master.device),
-                "exp_avg": torch.zeros_like(master),
-                "exp_avg_sq": torch.zeros_like(master),
-            }
+        """Zeros where nothing else is known."""
+        for master, step in zip(self.masters, self._steps, strict=True):
+            known = self.state.get(master) or {}
+            for part in ("exp_avg", "exp_avg_sq"):
+                known.setdefault(part, torch.zeros_like(master))
+            if "step" in known:
+                step.copy_(known["step"])
+            self.state[master] = known | {"step": step}
 
-    def _pointers(self) -> Tensor:
-        """(weights, 5) addresses; 0 where there is no gradient."""
+    def restored(self) -> None:
+        """Take over what was put into `state`, of some weights or all; nothing if that is before any step."""
+        if any(self.state.values()):
+            self._create()
+        else:
+            self.state.clear()
+        self._known = []
+
+    def _look_up(self) -> None:
+        """Addresses for the kernel, (weights, 5), unless gradients lie where they lay; 0 where there is none."""
+        gradients = [weight.grad for weight in self.weights]
+        known = [0 if gradient is None else gradient.data_ptr() for gradient in gradients]
+        if known == self._known:
+            return
         rows = []
-        for weight, master in zip(self.weights, self.masters, strict=True):
-            gradient, state = weight.grad, self.state[master]
+        for address, gradient, weight, master in zip(
+            known, gradients, self.weights, self.masters, strict=True
+        ):
             assert gradient is None or gradient.stride() == weight.stride()
-            rows += [
-                0 if gradient is None else gradient.data_ptr(), weight.data_ptr(), master.data_ptr(),
-                state["exp_avg"].data_ptr(), state["exp_avg_sq"].data_ptr(),
-            ]  # fmt: skip
+            moments = (self.state[master][part].data_ptr() for part in ("exp_avg", "exp_avg_sq"))
+            rows += [address, weight.data_ptr(), master.data_ptr(), *moments]
+        device = self._steps.device
         table = torch.tensor(rows, dtype=torch.int64, pin_memory=True)
-        return table.to(self.masters[0].device, non_blocking=True)
+        moved = torch.tensor([float(address > 0) for address in known], pin_memory=True)
+        self._pointers = table.to(device, non_blocking=True)
+        self._moved = moved.to(device, non_blocking=True)
+        self._known = known
 
     @torch.no_grad()
     def step(self, *, learning_rate: float, divisor: Tensor, skip: Tensor) -> None:
         """Move all weights by their gradients / `divisor`, or none where `skip` is 1; both stay on the GPU."""
         if not self.state:
             self._create()
+        self._look_up()
         chosen = self.settings
-        moved = [m for w, m in zip(self.weights, self.masters, strict=True) if w.grad is not None]
-        torch._foreach_add_([self.state[master]["step"] for master in moved], 1.0 - skip)
-        steps = torch.stack([self.state[master]["step"] for master in self.masters]).double()
+        self._steps += self._moved * (1.0 - skip)
+        steps = self._steps.double()
         bias1, bias2 = 1 - chosen.beta1**steps, 1 - chosen.beta2**steps
         corrections = torch.stack([bias1, bias2.sqrt()], dim=1).float()
         factors = torch.stack([1 / divisor, skip]).float()
         _adamw[(len(self._owners),)](
-            self._pointers(), self._numels, self._decays, corrections, self._owners, self._places, factors,
+            self._pointers, self._numels, self._decays, corrections, self._owners, self._places, factors,
             learning_rate, 1 - chosen.beta1, 1 - chosen.beta2, chosen.epsilon,
             columns=POINTERS, size=CHUNK_ELEMENTS, num_warps=WARPS,
         )  # fmt: skip

@@ -10,9 +10,11 @@ import torch
 from torch import distributed
 
 from sftplan.errors import DriftError, TrainingFailedError
-from sftplan.facts.strategy import Precision
+from sftplan.facts.strategy import Precision, is_captured
+from sftplan.plan.timeline import strategy_of
 from sftplan.train import checkpoint, loop, saving
 from sftplan.train.attention import Kernel, choose_kernel
+from sftplan.train.captured import CapturedPasses
 from sftplan.train.compiled import loss_functions, prepare_blocks
 from sftplan.train.engine import uses_deepspeed
 from sftplan.train.evaluate import Evaluation
@@ -89,10 +91,13 @@ def build_stepper(
         update = Update(
             model, precision=strategy.precision, kind=strategy.optimizer, settings=settings
         )
+    captured = None
+    if device.type == "cuda" and is_captured(strategy_of(plan), world_size):
+        captured = CapturedPasses(update.parameters)
     return Stepper(
         model=model, update=update, precision=strategy.precision, loss=strategy.loss,
         max_grad_norm=strategy.max_grad_norm, device=device, world_size=world_size,
-        scale=LossScale() if strategy.precision is Precision.FP16_MIXED else None,
+        captured=captured, scale=LossScale() if strategy.precision is Precision.FP16_MIXED else None,
         response=response, chunk=chunk,
     )  # fmt: skip
 

@@ -7,6 +7,7 @@ device, except under fp16, whose loss scale is kept here.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +22,7 @@ from sftplan.train.model import AUTOCAST
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from sftplan.train.captured import CapturedPasses
     from sftplan.train.inputs import Inputs
     from sftplan.train.sharded import ShardedUpdate
     from sftplan.train.update import Update
@@ -66,6 +68,12 @@ class Stepper:
     response: Callable[..., Tensor] = field(default=loss_functions(compiled=False)[0])
     chunk: Callable[..., Any] = field(default=loss_functions(compiled=False)[1])
     mark: Callable[[str], None] = field(default=unmarked)
+    captured: CapturedPasses | None = None
+
+    def release(self) -> None:
+        """Give back what passes keep between steps, for what else needs memory."""
+        if self.captured is not None:
+            self.captured.release()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,11 +113,16 @@ def train_step(
     scale = 1.0 if stepper.scale is None else stepper.scale.value
     factor = torch.full((), scale / num_targets, device=stepper.device)
     total = torch.zeros((), device=stepper.device)
-    for left, inputs in zip(range(len(passes) - 1, -1, -1), passes, strict=True):
+    captured = stepper.captured if stepper.captured and stepper.captured.begin_step() else None
+    for number, inputs in enumerate(passes):
+        if captured is not None:
+            run = partial(scaled_loss, stepper)
+            total += captured.run(run, inputs, factor, first=not number, mark=stepper.mark)
+            continue
         stepper.mark("forward")
         loss = scaled_loss(stepper, inputs, factor)
         stepper.mark("backward")
-        stepper.update.backward(loss, scale=scale, last=not left)
+        stepper.update.backward(loss, scale=scale, last=number == len(passes) - 1)
         total += loss.detach()
         del loss
     if stepper.world_size > 1:

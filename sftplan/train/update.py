@@ -191,10 +191,8 @@ class Update:
                 for part, value in bucket.optimizer.state.get(weight.own, {}).items():
                     number = value if isinstance(value, Tensor) else torch.tensor(value)
                     kept = number.detach()
-                    if part.startswith(
-                        "qmap"
-                    ):  # one table for all weights: a file wants each its own
-                        kept = kept.clone()
+                    if part.startswith("qmap") or (part == "step" and self.one_kernel):
+                        kept = kept.clone()  # of one tensor for all: a file wants each its own
                     found[f"{part}/{weight.name}"] = kept
         return found
 
@@ -229,14 +227,16 @@ class Update:
             part, _, name = key.partition("/")
             by_name.setdefault(name, []).append(part)
         for bucket in self.buckets:
-            states: Any = bucket.optimizer.state
+            optimizer: Any = bucket.optimizer
             for weight in bucket.weights:
                 parts = {part: state[f"{part}/{weight.name}"] for part in by_name[weight.name]}
                 if self.master:
                     weight.own.data.copy_(parts.pop("master"))
-                states[weight.own] = {
+                optimizer.state[weight.own] = {
                     part: self._placed(part, value, weight.own) for part, value in parts.items()
                 }
+            if self.one_kernel:
+                optimizer.restored()
 
     def _placed(self, part: str, value: Tensor, own: Tensor) -> Tensor | int:
         if self.eight_bit and part == "step":

@@ -39,6 +39,7 @@ class Recorder:
             return
         device = self.stepper.device
         context = None if self.snapshot is None else "all"
+        self.stepper.release()  # a replay allocates nothing: record how its pool is filled
         base = self._base(device)
         first = _num_allocations(device)
         torch.cuda.memory._record_memory_history(

@@ -18,6 +18,7 @@ import torch
 from torch import distributed
 
 from sftplan.train.attention import choose_kernel
+from sftplan.train.captured import EAGER_STEPS
 from sftplan.train.inputs import Layout, prefetched, to_device
 from sftplan.train.job import Job
 from sftplan.train.launch import versions
@@ -39,7 +40,9 @@ if TYPE_CHECKING:
     from sftplan.train.step import Outcome, Stepper
     from sftplan.verify.request import Request
 
-UNSTEADY_STEPS = 2  # the first creates the optimizer's states, the second fills the cache
+# The first creates the optimizer's states, the second fills the cache; where passes are captured, that
+# is when their pool is filled, and replays allocate nothing: it has to be seen.
+UNSTEADY_STEPS = 2
 WORST_STEPS = 2  # measured ones
 WORST_PASSES = 2  # from the second pass on gradients are there: all later ones are like it
 KIB = 1024
@@ -181,8 +184,9 @@ def _worst_steps(
     watched = replace(stepper, mark=mark)
     targets *= len(inputs) * run.world_size
     start, first_s = time.perf_counter(), 0.0
-    for number in range(UNSTEADY_STEPS + WORST_STEPS):
-        if number == UNSTEADY_STEPS:
+    unsteady = UNSTEADY_STEPS if stepper.captured is None else EAGER_STEPS
+    for number in range(unsteady + WORST_STEPS):
+        if number == unsteady:
             watch.restart()
         outcome = _step(run, watched, inputs, targets)
         Reading(outcome.loss).values()

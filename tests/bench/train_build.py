@@ -90,6 +90,7 @@ def build(args: argparse.Namespace, knobs: dict[str, Any]) -> tuple[Any, Any, An
     from sftplan.data.batches import Sharing, batches
     from sftplan.facts.strategy import Attention, Checkpointing, Loss, Optimizer, Precision
     from sftplan.train.attention import choose_kernel
+    from sftplan.train.captured import CapturedPasses
     from sftplan.train.compiled import loss_functions, prepare_blocks
     from sftplan.train.inputs import Layout
     from sftplan.train.model import build_model, product_dtype
@@ -116,10 +117,14 @@ def build(args: argparse.Namespace, knobs: dict[str, Any]) -> tuple[Any, Any, An
         examples_of(args, shape.vocab_size), seq_len=args.seq, sharing=sharing,
         packing=knobs["packing"], epochs=1.0, seed=1,
     )  # fmt: skip
+    update = Update(model, precision=precision, kind=Optimizer.ADAMW, settings=settings)
+    captured = None
+    if device.type == "cuda" and knobs["compile"] and knobs.get("captured", True):
+        captured = CapturedPasses(update.parameters)
     stepper = Stepper(
         model=model, precision=precision, loss=Loss(knobs["loss"]), max_grad_norm=1.0, device=device,
-        update=Update(model, precision=precision, kind=Optimizer.ADAMW, settings=settings),
-        response=response, chunk=chunk,
+        update=update,
+        response=response, chunk=chunk, captured=captured,
     )  # fmt: skip
     return stepper, data, Layout(flat=kernel.flat, packed=knobs["packing"])
 

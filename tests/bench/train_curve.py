@@ -55,7 +55,9 @@ def compare(rows: list[dict[str, Any]]) -> None:
     for name, curve in curves.items():
         mean, error = distances(curve, plain)
         square = math.sqrt(statistics.fmean(d * d for d in apart[name]))
-        print(f"{name} minus {PLAIN}: {mean:+.5f} ± {error:.5f} (standard error over windows), root mean square {square:.5f}")
+        print(
+            f"{name} minus {PLAIN}: {mean:+.5f} ± {error:.5f} (standard error over windows), root mean square {square:.5f}"
+        )
     scatter = statistics.fmean(
         statistics.stdev(window) / math.sqrt(WINDOW) for window in windows(plain)
     )

@@ -67,3 +67,38 @@ def test_follows_torch_on_fp32_masters_and_stays_where_a_step_is_skipped() -> No
         assert state[f"step/all.{place}"].item() == 5
     torch.testing.assert_close(model.all[-1].detach(), untouched, rtol=0, atol=0)
     assert state[f"step/all.{len(SHAPES)}"].item() == 0
+
+
+def test_goes_on_to_the_bit_from_what_it_saved() -> None:
+    def made() -> tuple[Weights, Update]:
+        model = Weights()
+        update = Update(
+            model, precision=Precision.BF16_MASTER, kind=Optimizer.ADAMW, settings=Settings()
+        )
+        return model, update
+
+    def move(model: Weights, update: Update, seed: int) -> None:
+        torch.manual_seed(seed)
+        for weight in model.all[:-1]:
+            weight.grad = torch.randn_like(weight)
+        update.step(
+            learning_rate=1e-3,
+            divisor=torch.ones((), device="cuda"),
+            skip=torch.zeros((), device="cuda"),
+        )
+
+    (model, update), (other, restored) = made(), made()
+    restored.restore(dict(model.named_parameters()), update.state())  # before any step
+    for seed in (1, 2):
+        move(model, update, seed)
+    move(other, restored, 9)
+    restored.restore(
+        {k: v.detach().clone() for k, v in model.named_parameters()},
+        {k: v.clone() for k, v in update.state().items()},
+    )
+    move(model, update, 3)
+    move(other, restored, 3)
+    for name, value in update.state().items():
+        torch.testing.assert_close(restored.state()[name], value, rtol=0, atol=0)
+    for a, b in zip(model.all, other.all, strict=True):
+        torch.testing.assert_close(a.detach(), b.detach(), rtol=0, atol=0)

@@ -1,0 +1,136 @@
+"""Forward and backward passes as CUDA graphs: issued by the host once, then replayed in one call each.
+
+A compiled block costs its host about a millisecond a call, whatever the GPU does meanwhile: with few
+tokens a step that is most of it. All shapes of a run are fixed, so nothing has to be decided again.
+Captured are the first pass of a step, which brings gradients into being, and the passes that add to
+them. Both share one pool of memory, in which gradients stay where the backward pass left them; what
+is read of a pass lies in tensors that are written over before each replay.
+"""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sftplan.errors import TrainingFailedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from sftplan.train.inputs import Inputs
+
+Tensor = torch.Tensor
+EAGER_STEPS = 1  # that compile, load kernels and create the optimizer's states
+
+
+@dataclass(slots=True)
+class _Pass:
+    """The graphs of a pass, its loss, and the gradients that it leaves."""
+
+    forward: torch.cuda.CUDAGraph
+    loss: Tensor
+    backward: torch.cuda.CUDAGraph | None = None
+    gradients: tuple[Tensor | None, ...] = ()
+
+
+class CapturedPasses:
+    """The passes of one model's steps on one GPU; nothing is captured during the first step."""
+
+    def __init__(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        self._parameters = list(parameters)
+        self._passes: dict[bool, _Pass] = {}
+        self._read: tuple[Inputs, Tensor] | None = None
+        self._stream: Any = None
+        self._pool: Any = None
+        self._steps = 0
+
+    def begin_step(self) -> bool:
+        """Whether the step that begins is captured, or replayed."""
+        self._steps += 1
+        return self._steps > EAGER_STEPS
+
+    def run(
+        self, forward: Callable[[Inputs, Tensor], Tensor], inputs: Inputs, factor: Tensor, *,
+        first: bool, mark: Callable[[str], None],
+    ) -> Tensor:  # fmt: skip
+        """The loss of a pass, its gradients added: `first` where the step has none yet."""
+        mark("forward")
+        read = self._filled(inputs, factor)
+        known = self._passes.get(first)
+        if known is None:
+            known = self._passes[first] = self._forward(lambda: forward(*read))
+        known.forward.replay()
+        mark("backward")
+        if known.backward is None:
+            self._backward(known)
+        assert known.backward is not None
+        known.backward.replay()
+        for parameter, gradient in zip(self._parameters, known.gradients, strict=True):
+            parameter.grad = gradient
+        return known.loss.detach()
+
+    def release(self) -> None:
+        """Give the pool back, for what else needs memory between steps; the next pass captures anew."""
+        if self._pool is None:
+            return
+        torch.cuda.synchronize()
+        for parameter in self._parameters:
+            parameter.grad = None
+        self._passes.clear()
+        self._read = self._pool = None
+        torch._C._cuda_clearCublasWorkspaces()
+        gc.collect()
+        torch.cuda.empty_cache()
+
+    def _filled(self, inputs: Inputs, factor: Tensor) -> tuple[Inputs, Tensor]:
+        """The tensors that the graphs read, with this pass' values."""
+        given = _tensors(inputs)
+        if self._read is None:
+            copies: dict[str, Any] = {name: tensor.clone() for name, tensor in given.items()}
+            self._read = replace(inputs, **copies), factor.clone()
+            return self._read
+        own, own_factor = self._read
+        for name, tensor in _tensors(own).items():
+            tensor.copy_(given[name])  # of another shape it would not fit
+        own_factor.copy_(factor)
+        return self._read
+
+    def _captured(self, function: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
+        """A graph of what `function` does, in our pool and on our stream; nothing of it runs yet.
+
+        Loading data on another thread may go on meanwhile.
+        """
+        graph = torch.cuda.CUDAGraph()
+        if self._pool is None:  # what the first step kept for itself goes
+            gc.collect()
+            torch._C._cuda_clearCublasWorkspaces()
+            self._pool = torch.cuda.graph_pool_handle()
+            self._stream = self._stream or torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        try:
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+            ):
+                result = function()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            message = f"the passes cannot be captured as CUDA graphs: {str(error).splitlines()[0]}"
+            raise TrainingFailedError(message, "--no-compile runs without") from error
+        return graph, result
+
+    def _forward(self, function: Callable[[], Tensor]) -> _Pass:
+        graph, loss = self._captured(function)
+        return _Pass(graph, loss)
+
+    def _backward(self, known: _Pass) -> None:
+        known.backward, _ = self._captured(known.loss.backward)
+        known.gradients = tuple(parameter.grad for parameter in self._parameters)
+        known.loss = known.loss.detach()
+
+
+def _tensors(inputs: Inputs) -> dict[str, Tensor]:
+    found = {field.name: getattr(inputs, field.name) for field in fields(inputs)}
+    return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
