@@ -87,8 +87,9 @@ def build_stepper(
         )  # fmt: skip
     else:
         update = Update(
-            model, precision=strategy.precision, kind=strategy.optimizer, settings=settings
-        )
+            model, precision=strategy.precision, kind=strategy.optimizer, settings=settings,
+            world_size=world_size,
+        )  # fmt: skip
     return Stepper(
         model=model, update=update, precision=strategy.precision, loss=strategy.loss,
         max_grad_norm=strategy.max_grad_norm, device=device, world_size=world_size,
