@@ -278,6 +278,17 @@ def largest_block(model: ModelShape) -> int:
     return max(count(layer(model, index)) for index in {0, model.num_layers - 1})
 
 
+def largest_weight(model: ModelShape) -> int:
+    """Elements of the largest single weight: mostly the table of tokens.
+
+    >>> from sftplan.facts.catalogue import builtin
+    >>> largest_weight(builtin("gpt2-large"))
+    64328960
+    """
+    some = [*embeddings(model), *layer(model, _first_sparse(model)), *head(model)]
+    return max(weight.num_elements for weight in some)
+
+
 def _first_sparse(model: ModelShape) -> int:
     """The first layer that is no exception; where all are, one past the last."""
     dense = set(model.dense_layers)
