@@ -1,7 +1,8 @@
 """PyTorch's caching allocator, replayed: how much memory a step reserves.
 
-Rules and constants of c10/cuda/CUDACachingAllocator.cpp for one stream: sizes are rounded to 512 bytes; blocks
-up to 1 MiB come from a small pool, others from a large one; the best fit is taken, and split where enough remains.
+Rules and constants of c10/cuda/CUDACachingAllocator.cpp: sizes are rounded to 512 bytes; blocks up to 1 MiB come
+from a small pool, others from a large one; the best fit is taken, and split where enough remains. A block serves
+the stream that it was taken on: each stream has pools of its own.
 """
 
 from __future__ import annotations
@@ -130,10 +131,11 @@ class CachingAllocator:
         self.allocated_bytes += block.size
         return block.size
 
-    def free(self, key: int) -> None:
-        """Give a block back to its pool, joined with its free neighbours."""
+    def free(self, key: int) -> int:
+        """Give a block back to its pool, joined with its free neighbours; the size that it had."""
         block = self.live.pop(key)
-        self.allocated_bytes -= block.size
+        size = block.size
+        self.allocated_bytes -= size
         block.free = True
         pool = block.pool
         before, after = block.previous, block.next
@@ -153,6 +155,7 @@ class CachingAllocator:
             if pool.tail is after:
                 pool.tail = block
         pool.add(block)
+        return size
 
     def _split(self, block: _Block, size: int) -> None:
         rest = _Block(block.address + size, block.size - size, block.pool)
@@ -190,17 +193,28 @@ class CachingAllocator:
         return block
 
 
-def replay(events: Sequence[int], sizes: Sequence[int], *, expandable: bool) -> Replay:
-    """Run a tape's events through the allocator: n is the birth of storage n, ~n its death."""
-    allocator = CachingAllocator(expandable=expandable)
-    malloc, free = allocator.malloc, allocator.free
-    peak_allocated = peak_event = 0
+def replay(
+    events: Sequence[int],
+    sizes: Sequence[int],
+    *,
+    expandable: bool,
+    streams: Sequence[str] | None = None,
+) -> Replay:
+    """Run a tape's events through the allocator: n is the birth of storage n, ~n its death.
+
+    `streams` names for each storage the stream that takes it; without, all are on one.
+    """
+    names = set(streams or ("",))
+    pools = {name: CachingAllocator(expandable=expandable) for name in names}
+    of = [pools[name] for name in streams or [""] * len(sizes)]
+    allocated = peak_allocated = peak_event = 0
     for position, event in enumerate(events):
         if event >= 0:
             if sizes[event]:
-                malloc(event, sizes[event])
-                if allocator.allocated_bytes > peak_allocated:
-                    peak_allocated, peak_event = allocator.allocated_bytes, position
+                allocated += of[event].malloc(event, sizes[event])
+                if allocated > peak_allocated:
+                    peak_allocated, peak_event = allocated, position
         elif sizes[~event]:
-            free(~event)
-    return Replay(peak_allocated, allocator.reserved_bytes, peak_event)
+            allocated -= of[~event].free(~event)
+    reserved = sum(allocator.reserved_bytes for allocator in pools.values())
+    return Replay(peak_allocated, reserved, peak_event)

@@ -22,31 +22,31 @@ CPU_ADAM_BYTES_PER_S_PER_CORE = 5.2e9
 FP32_BYTES = 4
 
 
-def all_gather_s(nbytes: float, ranks: int, bytes_per_s: float) -> float:
+def all_gather_s(nbytes: float, ranks: int, bytes_per_s: float, pieces: int = 1) -> float:
     """Every rank gets the whole payload of `nbytes`, of which it has 1/n; a reduce-scatter takes as long.
 
-    (n-1)/n · S/B + (n-1)·α
+    (n-1)/n · S/B + k·(n-1)·α   in k pieces
 
     >>> round(all_gather_s(8e9, 8, 350e9), 4)
     0.02
     """
     if ranks < 2:
         return 0.0
-    return (ranks - 1) / ranks * nbytes / bytes_per_s + (ranks - 1) * HOP_S
+    return (ranks - 1) / ranks * nbytes / bytes_per_s + pieces * (ranks - 1) * HOP_S
 
 
 reduce_scatter_s = all_gather_s
 
 
-def all_reduce_s(nbytes: float, ranks: int, bytes_per_s: float) -> float:
+def all_reduce_s(nbytes: float, ranks: int, bytes_per_s: float, pieces: int = 1) -> float:
     """A reduce-scatter, then an all-gather.
 
-    2·(n-1)/n · S/B + 2·(n-1)·α
+    2·(n-1)/n · S/B + 2·k·(n-1)·α   in k pieces
 
     >>> round(all_reduce_s(8e9, 8, 350e9), 4)
     0.0401
     """
-    return 2 * all_gather_s(nbytes, ranks, bytes_per_s)
+    return 2 * all_gather_s(nbytes, ranks, bytes_per_s, pieces)
 
 
 def copy_s(nbytes: float, bytes_per_s: float) -> float:
@@ -67,25 +67,35 @@ def cpu_adam_s(parameters: float, bytes_per_s: float) -> float:
     return CPU_ADAM_BYTES_PER_PARAMETER * parameters / bytes_per_s
 
 
-def exposed_s(seconds: float, hidden_behind: float, pieces: int = 1) -> float:
-    """What of a transfer in `pieces` cannot hide: the last piece never can.
+def exposed_s(seconds: float, hidden_behind: float, last_s: float) -> float:
+    """What of a transfer in pieces cannot hide: the last piece never can.
 
-    max(t - T, t / pieces)
+    max(t - T, t_last)
 
-    >>> exposed_s(4.0, 10.0, pieces=8), exposed_s(4.0, 1.0, pieces=8)
+    >>> exposed_s(4.0, 10.0, last_s=0.5), exposed_s(4.0, 1.0, last_s=0.5)
     (0.5, 3.0)
     """
-    return max(seconds - hidden_behind, seconds / pieces) if seconds else 0.0
+    return max(seconds - hidden_behind, last_s)
 
 
 def link_bytes_per_s(hardware: Hardware) -> float:
-    """What a ring over all GPUs reaches in one direction: the slowest of its links."""
+    """What rings over all GPUs reach together in one direction: the slowest of their links.
+
+    Between nodes there are as many rings as a node has GPUs, each over a network card of its own
+    (nccl, src/graph/search.cc).
+
+    >>> from dataclasses import replace
+    >>> from sftplan.facts.profiles import load_hardware
+    >>> one = replace(load_hardware("h100-sxm"), gpus_per_node=8, internode_bytes_per_s=12.5e9)
+    >>> link_bytes_per_s(replace(one, num_nodes=2)) / one.rates.allreduce_fraction  # 8 · 100 Gb/s
+    100000000000.0
+    """
     gpu, rates = hardware.gpu, hardware.rates
-    inside = (gpu.nvlink_bytes_per_s or gpu.pcie_bytes_per_s) * rates.allreduce_fraction
-    if hardware.num_nodes < 2:
-        return inside
-    between = hardware.internode_bytes_per_s or NODE_LINK_BYTES_PER_S
-    return min(inside, between * rates.allreduce_fraction)
+    inside = gpu.nvlink_bytes_per_s or gpu.pcie_bytes_per_s
+    if hardware.num_nodes > 1:
+        each = hardware.internode_bytes_per_s or NODE_LINK_BYTES_PER_S
+        inside = min(inside, each * hardware.gpus_per_node)
+    return inside * rates.allreduce_fraction
 
 
 def host_link_bytes_per_s(hardware: Hardware) -> float:

@@ -11,11 +11,10 @@ from sftplan.cost.host import host_memory
 from sftplan.cost.memory import allocated_bound_bytes, exact_peaks
 from sftplan.cost.rows import examples_per_step, padded_length, tokens_per_step
 from sftplan.cost.time import step_time
-from sftplan.facts.params import largest_weight
 from sftplan.facts.strategy import Allocator, Offload
 from sftplan.step.batch import full_batch
 from sftplan.step.repeat import MIDDLE, Events, expand, multiplicity
-from sftplan.step.shard import sharding_of, sharding_saves_bytes, side_stream_bytes
+from sftplan.step.shard import sharding_of, sharding_saves_bytes
 from sftplan.step.simulate import STEADY_PASSES, few_layers, simulate, steady
 from sftplan.step.tape import BEFORE_HOPPER, HOPPER, Chip, Tape
 from sftplan.units import GIB
@@ -237,9 +236,7 @@ class Evaluator:
 
     def _exact_peaks(self, strategy: Strategy, chip: Chip) -> Peaks:
         events = self.events(strategy, chip, self.model.num_layers)
-        peaks = exact_peaks(events, expandable=strategy.allocator is Allocator.EXPANDABLE)
-        aside = side_stream_bytes(largest_weight(self.model), sharding_of(strategy, self.num_gpus))
-        return replace(peaks, reserved_bytes=peaks.reserved_bytes + aside)
+        return exact_peaks(events, expandable=strategy.allocator is Allocator.EXPANDABLE)
 
     def _quick_peaks(self, strategy: Strategy, chip: Chip) -> Peaks:
         layers = min(self.model.num_layers, QUICK_LAYERS)

@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from sftplan.cost.allocator import replay, round_size
+from sftplan.step.tape import ASIDE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -30,12 +31,13 @@ class Peaks:
 
 def exact_peaks(events: Events, *, expandable: bool) -> Peaks:
     """Every event through the allocator."""
-    result = replay(events.events, events.sizes, expandable=expandable)
+    streams = [kind.partition(ASIDE)[2] for kind in events.kinds]
+    result = replay(events.events, events.sizes, expandable=expandable, streams=streams)
     categories: Counter[str] = Counter()
     for event in events.events[: result.peak_event + 1]:
         index = event if event >= 0 else ~event
         size = events.sizes[index]
-        categories[events.kinds[index]] += size if event >= 0 else -size
+        categories[events.kinds[index].partition(ASIDE)[0]] += size if event >= 0 else -size
     by_category = {kind: size for kind, size in categories.items() if size}
     by_category[ROUNDING] = result.peak_allocated_bytes - sum(by_category.values())
     label = max((m for m in events.marks if m[0] <= result.peak_event), key=lambda m: m[0])[1]

@@ -13,6 +13,8 @@ from sftplan.cost import comm, deepspeed, dispatch
 from sftplan.cost.device import device_of
 from sftplan.cost.estimate import StepTime
 from sftplan.cost.kernels import COMPUTE_KINDS, fraction, kernel_s
+from sftplan.cost.transfers import Transfers
+from sftplan.facts.params import largest_weight
 from sftplan.facts.strategy import Attention, Offload, Precision
 
 if TYPE_CHECKING:
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
 # Compiling block by block: the first step of gpt2-large takes 13 s (H200, torch 2.11, 2026-11), 72 to 78 s whole.
 COMPILE_S = 13.0
 LOW_WEIGHTS = (Precision.BF16_TRUE, Precision.BF16_MASTER)
-BUCKETS = 16  # pieces in which gradients travel while the backward pass goes on; at least
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,9 @@ def step_time(
     parameters = weight_bytes / weight_size(strategy.precision)
     update = _Update(tape, numbers, share, tensors, parameters, strategy, device)
     updated = update.run(clocks, hardware.num_gpus)
-    transfers = _Transfers(weight_bytes, parameters, strategy, hardware, _backward_s(busy))
+    transfers = Transfers(
+        weight_bytes, parameters, largest_weight(model), strategy, hardware, _backward_s(busy)
+    )
     communication, offload = transfers.communication_s(), transfers.offload_s()
     passed += deepspeed.passes_s(strategy, tensors * device.dispatch_scale)
     return StepTime(
@@ -254,58 +257,3 @@ class _Update:
             clocks.gpu_s += deepspeed.update_s(strategy, self.tensors, mine, rate)
         clocks.host_s += self.tensors * dispatch.ZERO_GRAD_TENSOR_S
         return max(clocks.gpu_s, clocks.host_s) - passed
-
-
-class _Transfers:
-    """What travels between GPUs and to the host in a step, and what of it nothing hides.
-
-    Gradients and weights in the weights' type: stage 0 and 1 reduce once a step, 2 and 3 every pass;
-    1 and 2 gather the new weights after the step, 3 before each use.
-    """
-
-    def __init__(
-        self, weight_bytes: int, parameters: float, strategy: Strategy, hardware: Hardware, backward_s: float
-    ) -> None:  # fmt: skip
-        self.bytes = weight_bytes
-        self.strategy = strategy
-        self.hardware = hardware
-        self.backward_s = backward_s
-        self.parameters = parameters
-
-    def communication_s(self) -> float:
-        """Collectives beyond what the passes hide."""
-        ranks, zero = self.hardware.num_gpus, self.strategy.zero
-        if ranks < 2:
-            return 0.0
-        link = comm.link_bytes_per_s(self.hardware)
-        one_way = comm.all_gather_s(self.bytes, ranks, link)
-        passes = self.strategy.accumulation
-        last = self.backward_s / passes
-        if zero == 0:
-            return comm.exposed_s(2 * one_way, last, BUCKETS)
-        if zero == 1:
-            return comm.exposed_s(one_way, last, BUCKETS) + one_way
-        if zero == 2:
-            return passes * comm.exposed_s(one_way, last, BUCKETS) + one_way
-        forward = comm.exposed_s(one_way, last / 2, BUCKETS)
-        return passes * (forward + comm.exposed_s(2 * one_way, last, BUCKETS))
-
-    def offload_s(self) -> float:
-        """Copies beyond what the backward pass hides, and AdamW on the host.
-
-        Gradients leave in fp32, weights come back in their own type.
-        """
-        strategy, hardware = self.strategy, self.hardware
-        if strategy.offload is Offload.NONE:
-            return 0.0
-        ranks = hardware.num_gpus
-        link = comm.host_link_bytes_per_s(hardware)
-        copy = comm.copy_s(self.bytes / ranks, link)
-        on_node = self.parameters / ranks * hardware.gpus_per_node
-        adam = comm.cpu_adam_s(on_node, comm.cpu_adam_bytes_per_s(hardware))
-        passes, last = strategy.accumulation, self.backward_s / strategy.accumulation
-        leaving = comm.copy_s(self.parameters * comm.FP32_BYTES / ranks, link)
-        total = passes * comm.exposed_s(leaving, last, BUCKETS) + adam + copy
-        if strategy.offload in (Offload.ALL, Offload.NVME):  # weights come for forward and backward
-            total += 2 * passes * comm.exposed_s(copy, last / 2, BUCKETS)
-        return total

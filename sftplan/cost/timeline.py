@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
+from sftplan.step.tape import ASIDE
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -63,15 +65,14 @@ def last_step(events: Events) -> Timeline:
     """The last step of a tape, from its first forward pass to its end, as requested: unrounded."""
     start = last_step_start(events)
     stop = next((p for p, label in events.marks if label == "end"), len(events.events))
-    names = tuple(dict.fromkeys(events.kinds))
+    kinds = [kind.partition(ASIDE)[0] for kind in events.kinds]
+    names = tuple(dict.fromkeys(kinds))
     order = {name: number for number, name in enumerate(names)}
     live = [0] * len(names)
     points: list[tuple[int, ...]] = []
     for position, event in enumerate(events.events[:stop]):
         index = event if event >= 0 else ~event
-        live[order[events.kinds[index]]] += (
-            events.sizes[index] if event >= 0 else -events.sizes[index]
-        )
+        live[order[kinds[index]]] += events.sizes[index] if event >= 0 else -events.sizes[index]
         if position >= start:
             points.append(tuple(live))
     phases = tuple(

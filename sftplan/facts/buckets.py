@@ -1,4 +1,4 @@
-"""DeepSpeed's buffers: the sizes that `launch` sets and that the tape of a step assumes.
+"""Buffers between ranks: the sizes that `launch` sets and that the tape of a step assumes.
 
 Counted in elements, as DeepSpeed does. Its own defaults are made for clusters (0.19.8,
 runtime/zero/config.py): a reduce bucket of 5e8 elements is 1 GB in 16 bits and two of them, as
@@ -10,6 +10,9 @@ from __future__ import annotations
 # 100 MB in 16 bits: collectives reach their bandwidth from some 10 MB on (nccl-tests, PERFORMANCE.md),
 # and DeepSpeed reduces what is larger, an embedding say, by itself.
 REDUCE_BUCKET_ELEMENTS = 50_000_000
+# What plain data parallelism sums at once, while the backward pass goes on: 32 MB in 16 bits, as
+# DistributedDataParallel's 25 MiB; what is left after the pass is no more than the last one.
+SUM_BUCKET_ELEMENTS = 2**24
 ALLGATHER_BUCKET_ELEMENTS = 500_000_000  # DeepSpeed's default; not read where NCCL gathers in place
 PREFETCH_BUCKET_ELEMENTS = 50_000_000  # DeepSpeed's default
 PERSISTENCE_ELEMENTS = 100_000  # DeepSpeed's default: smaller parameters stay gathered

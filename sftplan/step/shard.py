@@ -18,8 +18,8 @@ from sftplan.facts.buckets import (
 )
 from sftplan.facts.params import num_parameters
 from sftplan.facts.strategy import Offload, Precision
+from sftplan.step.tape import ASIDE
 from sftplan.step.tensor import DType, Storage, Tensor
-from sftplan.units import MIB
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from sftplan.step.forward import Weights
     from sftplan.step.tape import Tape
 
-GRANULE_BYTES = 2 * MIB  # CUDACachingAllocator, kLargeBuffer of expandable segments and kRoundLarge
+REDUCING = f"{ASIDE}reduce"  # reduction_stream; stage3.py, reduce_and_partition_stream
+GATHERING = f"{ASIDE}gather"  # parameter_offload.py, __allgather_stream
 NORM_BYTES = 8  # DeepSpeed squares and sums gradients in fp64 (runtime/utils.py, get_norm_dtype)
 
 
@@ -43,13 +44,17 @@ class Sharding:
     offloads_weights: bool
 
     @property
+    def overlaps(self) -> bool:
+        """Whether gradients are reduced on a stream of their own while the backward pass goes on."""
+        return overlaps(self.stage, self.ranks, offloads=self.offloads_optimizer)
+
+    @property
     def num_buckets(self) -> int:
         """Gradients go through one bucket, or two in turn where reducing overlaps with the backward pass.
 
         stage_1_and_2.py, setup_buckets; stage 3 has one however it reduces.
         """
-        twice = overlaps(self.stage, self.ranks, offloads=self.offloads_optimizer)
-        return 2 if self.stage < 3 and twice else 1
+        return 2 if self.stage < 3 and self.overlaps else 1
 
     @property
     def uses_deepspeed(self) -> bool:
@@ -99,22 +104,6 @@ def sharding_saves_bytes(model: ModelShape, strategy: Strategy, ranks: int) -> i
     return saved - sharding_of(strategy, ranks).num_buckets * REDUCE_BUCKET_ELEMENTS * size
 
 
-def side_stream_bytes(largest: int, sharding: Sharding) -> int:
-    """What the stream on which gradients leave for the host reserves for itself.
-
-    PyTorch's allocator lends a freed block only to the stream that took it, and the largest one there
-    is the gradient of the largest weight in fp64, of `largest` elements.
-
-    >>> offloads = Sharding(stage=2, ranks=1, offloads_optimizer=True, offloads_weights=False)
-    >>> side_stream_bytes(64_328_960, offloads)  # gpt2-large's table
-    515899392
-    """
-    if not sharding.offloads_optimizer:
-        return 0
-    size = share(largest, sharding.ranks) * NORM_BYTES
-    return -(-size // GRANULE_BYTES) * GRANULE_BYTES
-
-
 def largest_sub_group(numels: Sequence[int], limit: int) -> int:
     """Elements of the largest group that stage 3 updates at once: weights until `limit` is reached.
 
@@ -151,6 +140,7 @@ class Shards:
         self._bucket: list[Storage] = []
         self._partition: list[Storage] = []
         self._gathered: list[Storage] = []
+        self._last = True
 
     def layer_elements(self) -> dict[int | None, int]:
         """Parameters of each layer, and (None) of all that is in no layer."""
@@ -183,61 +173,75 @@ class Shards:
     def _hold(self, num_bytes: int, kind: str) -> None:
         self._held.append(self.tape.storage(num_bytes, kind))
 
-    def gather(self) -> None:
+    def begin_pass(self, *, last: bool) -> None:
         """Stage 3: the whole weights that are there at once while a pass runs.
 
         A single rank uses its share as it is, unless that is on the host. Between ranks what is on
         its way is there twice: as it arrives, and cut to the weights.
         """
-        sharding = self.sharding
+        sharding, self._last = self.sharding, last
         if sharding.stage < 3 or (sharding.ranks == 1 and not sharding.offloads_weights):
             return
         layers = self.layer_elements()
         block = max((count for layer, count in layers.items() if layer is not None), default=0)
         outside = max(weight.numel for layer, weight in self.weights.ordered if layer is None)
         whole = min(self.elements, live_elements(block) + outside)
-        self._gathered.append(self.tape.storage(whole * self.size, "weights"))
+        self._gathered.append(self.tape.storage(whole * self.size, f"weights{GATHERING}"))
         if sharding.ranks > 1:
             coming = min(whole, PREFETCH_BUCKET_ELEMENTS) * self.size
-            self._gathered.append(self.tape.storage(coming, "communication"))
+            self._gathered.append(self.tape.storage(coming, f"communication{GATHERING}"))
 
     def take(self, gradient: Tensor) -> bool:
-        """Whether a gradient that has come is copied into the bucket and let go: from stage 2 on.
+        """Whether a gradient that has come is copied into the bucket and let go.
 
-        The first one of a pass brings the bucket into being (stage_1_and_2.py, setup_buckets), and in
-        stage 2 the room for the rank's share of all. What goes to the host is measured in fp64 and
-        brought to fp32 first.
+        From stage 2 on in every pass; in stage 1 in the last one, while the pass goes on only where
+        reducing overlaps with it (stage_1_and_2.py, process_gradients). The first one of a pass brings
+        the bucket into being (setup_buckets), and the room for the rank's share of all. What goes to
+        the host is measured in fp64 and brought to fp32 first.
         """
         sharding, owner = self.sharding, self.tape.owner
+        taken = sharding.stage >= 2 or (sharding.overlaps and self._last)
         if sharding.stage < 3 and not self._bucket:
             self.tape.enter(None)
             size = REDUCE_BUCKET_ELEMENTS * self.size
             count = sharding.num_buckets
             self._bucket = [self.tape.storage(size, "communication") for _ in range(count)]
-            if sharding.stage == 2:
+            if taken:
                 self.hold_gradients()
             self.tape.enter(owner)
-        if sharding.stage < 2:
-            return False
-        if sharding.offloads_optimizer:
+        if taken and sharding.offloads_optimizer:
             mine = share(gradient.numel, sharding.ranks)
-            self.tape.scratch(mine * NORM_BYTES)
-            self.tape.scratch(mine * DType.FP32.size)
-        return True
+            self.tape.scratch(mine * NORM_BYTES, stream=REDUCING)
+            self.tape.scratch(mine * DType.FP32.size, stream=REDUCING)
+        return taken
 
     def hold_gradients(self) -> None:
-        """The rank's share of the gradients, which stays until the step, unless the host has it."""
+        """The rank's share of the gradients, which stays until the step, unless the host has it.
+
+        It is taken on the stream that reduces (stage_1_and_2.py, copy_grads_in_partition).
+        """
         if self.sharding.stage == 3 or self._partition or self.sharding.offloads_optimizer:
             return
+        kind = f"gradients{REDUCING}" if self.sharding.overlaps else "gradients"
         for layer, elements in self.layer_elements().items():
             self.tape.enter(layer)
             held = share(elements, self.sharding.ranks) * self.size
-            self._partition.append(self.tape.storage(held, "gradients"))
+            self._partition.append(self.tape.storage(held, kind))
         self.tape.enter(None)
 
     def end_pass(self, *, last: bool) -> None:
-        """The bucket goes when the backward pass ends; stage 1 shares gradients out after the last."""
+        """The bucket goes when the backward pass ends; stage 1 shares gradients out after the last.
+
+        A bucket is copied to be sent where it holds more than one tensor of one rank: in stage 3
+        always (coalesced_collectives.py, reduce_scatter_coalesced), before it where a share ends
+        in it (stage_1_and_2.py, allreduce_bucket).
+        """
         self._gathered.clear()
+        if self.sharding.stage == 3 or (
+            self.sharding.ranks > 1 and (last or self.sharding.stage == 2)
+        ):
+            sent = min(REDUCE_BUCKET_ELEMENTS, self.elements) * self.size
+            self.tape.scratch(sent, stream=REDUCING)
         if self.sharding.stage == 1 and last:
             self.hold_gradients()
             for _, weight in self.weights.ordered:

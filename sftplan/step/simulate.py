@@ -165,7 +165,7 @@ class _Run:
         tape, model, strategy = self.tape, self.model, self.strategy
         tape.mark("forward")
         if self.shards is not None:
-            self.shards.gather()
+            self.shards.begin_pass(last=last)
         tape.autocast = tape.autocast_dtype is not None
         x = hidden_states(tape, model, strategy, self.weights, ids, self.batch.documents)
         x = head_input(tape, model, strategy, self.batch, x)

@@ -48,6 +48,9 @@ class Chip:
 MIXED = (1,)  # operands of several types: not vectorised
 BROADCAST = (2,)  # operands of several shapes: every index computed
 STRIDED = (3,)  # operands in another memory order, likewise
+ASIDE = (
+    "@"  # behind the kind of a storage: the stream that takes it, where that is not the step's own
+)
 LT_WORKSPACE_BYTES = MIB  # CUDABlas.cpp, _parseChosenWorkspaceSize of cuBLASLt
 HOPPER = Chip()
 BEFORE_HOPPER = Chip(workspace_bytes=8320 * KIB, has_cudnn_attention=False)
@@ -111,15 +114,15 @@ class Tape:
         return out
 
     def storage(self, num_bytes: int, kind: str | None = None) -> Storage:
-        """A new storage of that many bytes."""
+        """A new storage of that many bytes; a kind may have the stream that takes it behind ASIDE."""
         self.sizes.append(num_bytes)
         self.kinds.append(kind or self.kind)
         self.owners.append(self.owner)
         return Storage(self.events, len(self.sizes) - 1)
 
-    def scratch(self, *num_bytes: int) -> None:
+    def scratch(self, *num_bytes: int, stream: str = "") -> None:
         """Memory that a kernel holds only while it runs."""
-        held = [self.storage(size, "temporary") for size in num_bytes if size]
+        held = [self.storage(size, f"temporary{stream}") for size in num_bytes if size]
         del held
 
     def parameter(self, shape: tuple[int, ...], dtype: DType) -> Tensor:
@@ -322,6 +325,7 @@ def _accumulate(
     assert gradient is not None
     if tape.on_gradient is not None and tape.on_gradient(gradient):
         tape.pointwise("copy", [gradient, gradient])
+        node.extra = None  # those of the passes before have gone with it
     elif isinstance(node.extra, Tensor):
         tape.pointwise("add_", [node.extra, gradient, node.extra])
     else:

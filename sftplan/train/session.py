@@ -89,8 +89,9 @@ def build_stepper(
         )  # fmt: skip
     else:
         update = Update(
-            model, precision=strategy.precision, kind=strategy.optimizer, settings=settings
-        )
+            model, precision=strategy.precision, kind=strategy.optimizer, settings=settings,
+            world_size=world_size,
+        )  # fmt: skip
     captured = None
     if device.type == "cuda" and is_captured(strategy_of(plan), world_size):
         captured = CapturedPasses(update.parameters)

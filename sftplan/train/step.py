@@ -127,8 +127,8 @@ def train_step(
         del loss
     if stepper.world_size > 1:
         stepper.mark("communication")
-        distributed.all_reduce(total)  # each rank's loss was divided by the targets of all of them
         stepper.update.sum_over_ranks()
+        distributed.all_reduce(total)  # each rank's loss was divided by the targets of all of them
     stepper.mark("optimizer")
     total /= scale
     norm, skip = stepper.update.advance(

@@ -15,11 +15,11 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import distributed
 
 from sftplan.errors import NotReadyError
 from sftplan.facts.strategy import Optimizer, Precision
 from sftplan.step.update import MASTER_BUCKET_ELEMENTS, buckets
+from sftplan.train.summing import SummedGradients
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from sftplan.train.settings import Settings
 
 Tensor = torch.Tensor
-REDUCE_ELEMENTS = 2**26  # gradients summed over the ranks at once
 CLIP_EPSILON = 1e-6  # as torch.nn.utils.clip_grad_norm_
 
 
@@ -53,8 +52,9 @@ class Update:
     """The optimizer of a model whose weights and gradients every rank holds whole."""
 
     def __init__(
-        self, model: torch.nn.Module, *, precision: Precision, kind: Optimizer, settings: Settings
-    ) -> None:
+        self, model: torch.nn.Module, *, precision: Precision, kind: Optimizer, settings: Settings,
+        world_size: int = 1,
+    ) -> None:  # fmt: skip
         self.master = precision is Precision.BF16_MASTER
         self.eight_bit = kind is Optimizer.ADAMW_8BIT
         self.settings = settings
@@ -67,6 +67,7 @@ class Update:
         if self.master and not self.one_kernel:
             groups = buckets([w.parameter.numel() for w in weights], MASTER_BUCKET_ELEMENTS)
         self.buckets = [self._bucket([weights[number] for number in group]) for group in groups]
+        self.summed = SummedGradients(self.parameters) if world_size > 1 else None
 
     def _own(self, parameter: torch.nn.Parameter) -> torch.nn.Parameter:
         if not self.master:
@@ -108,23 +109,15 @@ class Update:
         return function(kept)
 
     def backward(self, loss: Tensor, *, scale: float, last: bool) -> None:
-        """Add the gradients of one pass; `last` says that an update follows."""
+        """Add the gradients of one pass; with the last one they are on their way to the other ranks."""
+        if self.summed is not None and last:
+            self.summed.begin()
         loss.backward()  # type: ignore[no-untyped-call]
 
     def sum_over_ranks(self) -> None:
-        """Sum the gradients, many tensors at a time."""
-        waiting: list[Tensor] = []
-        size = 0
-        for parameter in self.parameters:
-            if parameter.grad is None:  # every rank has to take part
-                parameter.grad = torch.zeros_like(parameter)
-            waiting.append(parameter.grad)
-            size += parameter.numel()
-            if size >= REDUCE_ELEMENTS:
-                _sum_together(waiting)
-                waiting, size = [], 0
-        if waiting:
-            _sum_together(waiting)
+        """Wait, on the device, for what is on its way."""
+        if self.summed is not None:
+            self.summed.finish()
 
     def advance(
         self, loss: Tensor, *, scale: float, learning_rate: float, max_grad_norm: float
@@ -251,15 +244,6 @@ def _has_triton(parameter: Tensor) -> bool:
 def _is_set(flag: Tensor) -> bool:
     """Waits for the device."""
     return bool(flag)
-
-
-def _sum_together(gradients: list[Tensor]) -> None:
-    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-    distributed.all_reduce(flat)
-    start = 0
-    for gradient in gradients:
-        gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
-        start += gradient.numel()
 
 
 def _copy_gradients(weights: Iterable[_Weight]) -> None:

@@ -48,7 +48,7 @@ def measure(
         data: Instruction data, for its longest rows and its typical ones.
         tokenizer: A folder with a tokenizer, instead of the model's.
         skip_bad: How many bad examples may be left out.
-        cpu: Time it on the processor, which proves nothing of the plan.
+        cpu: Time it on the processor, with as many processes, which proves nothing of the plan.
 
     Raises:
         SftplanError: There is no such GPU, the data cannot be used, or a process died.
@@ -100,7 +100,7 @@ def measure_here(
         snapshot=None if snapshot is None else _part(snapshot),
         cpu=cpu,
     )
-    ranks = 1 if cpu else plan.inputs.hardware.num_gpus
+    ranks = plan.inputs.hardware.num_gpus
     limit = timeout_s
     if limit is None:
         limit = START_S + PATIENCE * (plan.time.step_s or 1.0) * (request.steps + 8)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from sftplan.cost.comm import all_reduce_s, link_bytes_per_s
 from sftplan.cost.time import step_time
 from sftplan.facts.catalogue import builtin
 from sftplan.facts.profiles import load_hardware
@@ -141,3 +142,30 @@ def test_every_profile_has_a_time() -> None:
 
     for name in profile_names():
         assert seconds(PLAIN, load_hardware(name)) > 0.05
+
+
+def test_ranks_cost_what_no_pass_hides() -> None:
+    """Gradients of 36 layers hide behind the backward pass; the table of tokens comes last, alone."""
+    eight = replace(H200, gpus_per_node=8)
+    slow = replace(eight, gpu=replace(eight.gpu, nvlink_bytes_per_s=2e9))
+    exposed = {zero: timed(replace(PLAIN, zero=zero), hardware=eight) for zero in (0, 1, 2, 3)}
+    table = all_reduce_s(50257 * 1280 * 4, 8, link_bytes_per_s(eight))
+    everything = all_reduce_s(774_030_080 * 4, 8, link_bytes_per_s(slow))
+
+    assert exposed[0].communication_s == pytest.approx(table, rel=0.2)
+    for sharded in (exposed[1], exposed[2]):  # which gather the new weights after the step
+        assert (sharded.communication_s or 0) > 3 * (exposed[0].communication_s or 0)
+    late = timed(PLAIN, hardware=slow).communication_s or 0
+    assert everything - 0.2 < late < everything + 0.02
+    four = timed(replace(PLAIN, zero=2, accumulation=4), hardware=slow).communication_s or 0
+    once = timed(replace(PLAIN, accumulation=4), hardware=slow).communication_s or 0
+    assert four > 3 * once  # stage 2 shares out every pass's gradients
+
+
+def test_nodes_are_joined_by_as_many_cards_as_gpus() -> None:
+    node = replace(H200, gpus_per_node=8, internode_bytes_per_s=12.5e9)
+    inside, between = timed(PLAIN, hardware=node), timed(PLAIN, hardware=replace(node, num_nodes=2))
+    assert link_bytes_per_s(replace(node, num_nodes=2)) == pytest.approx(
+        100e9 * node.rates.allreduce_fraction
+    )
+    assert (between.communication_s or 0) > 3 * (inside.communication_s or 0)

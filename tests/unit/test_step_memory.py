@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sftplan.cost.allocator import replay
 from sftplan.cost.memory import allocated_bound_bytes, exact_peaks
 from sftplan.facts.catalogue import builtin
+from sftplan.facts.params import num_parameters
 from sftplan.facts.strategy import (
     Allocator,
     Attention,
@@ -24,7 +25,10 @@ from sftplan.facts.strategy import (
 )
 from sftplan.step.batch import Batch
 from sftplan.step.repeat import FEW_LAYERS, MIDDLE, Events, expand, multiplicity
+from sftplan.step.shard import REDUCING
 from sftplan.step.simulate import few_layers, simulate, steady
+from sftplan.step.tape import ASIDE
+from sftplan.units import MIB
 
 if TYPE_CHECKING:
     from sftplan.facts.model import ModelShape
@@ -177,14 +181,45 @@ def test_a_higher_zero_stage_never_needs_more_for_model_states(
 
 
 def _states_bytes(tape: Tape) -> int:
-    """Weights, gradients and optimizer states that are there when a step begins."""
-    start = next(position for position, label in tape.marks if label == "zero_grad")
+    """Weights, gradients and optimizer states when a steady step's backward pass is done: all are there."""
+    start = [position for position, label in tape.marks if label == "clip"][-1]
     live = 0
     for event in tape.events[:start]:
         index = event if event >= 0 else ~event
-        if tape.kinds[index] in ("weights", "gradients", "optimizer"):
+        if tape.kinds[index].partition(ASIDE)[0] in ("weights", "gradients", "optimizer"):
             live += tape.sizes[index] if event >= 0 else -tape.sizes[index]
     return live
+
+
+def test_streams_do_not_lend_each_other_what_they_have_freed() -> None:
+    """Two blocks, one after the other: one segment on one stream, one each on two; allocated the same."""
+    events, sizes = [0, ~0, 1, ~1], [40 * MIB, 40 * MIB]
+    one = replay(events, sizes, expandable=True, streams=["", ""])
+    two = replay(events, sizes, expandable=True, streams=["", "reduce"])
+
+    assert one == replay(events, sizes, expandable=True)
+    assert two.peak_allocated_bytes == one.peak_allocated_bytes == 40 * MIB
+    assert (one.peak_reserved_bytes, two.peak_reserved_bytes) == (40 * MIB, 80 * MIB)
+
+
+@pytest.mark.parametrize("zero", [1, 2])
+def test_ranks_take_their_share_of_the_gradients_on_the_stream_that_reduces(zero: int) -> None:
+    """Alone there is nobody to reduce with; among four, whole gradients go as soon as they have come."""
+    model = builtin("gpt2")
+    strategy = Strategy(precision=Precision.BF16_MASTER, zero=zero, micro_batch=1)
+    peaks = {}
+    for ranks in (1, 4):
+        tape = simulate(model, strategy, batch_of(strategy), num_gpus=ranks)
+        kinds = dict.fromkeys(tape.kinds)
+        peaks[ranks] = exact_peaks(
+            Events(tape.events, tape.sizes, tape.kinds, tape.marks), expandable=True
+        )
+        assert (f"gradients{REDUCING}" in kinds) is (ranks > 1)
+    count = num_parameters(model)
+    states = {ranks: count * (2 + 12 / ranks) for ranks in (1, 4)}
+
+    assert peaks[4].allocated_bytes - states[4] < peaks[1].allocated_bytes - states[1]
+    assert "@" not in "".join(peaks[4].by_category)
 
 
 def test_checkpointing_and_chunks_save_what_they_promise() -> None:

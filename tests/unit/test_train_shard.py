@@ -28,7 +28,7 @@ from sftplan.data.mask import Example
 from sftplan.facts.strategy import Checkpointing, Loss, Offload, Optimizer, Precision, Strategy
 from sftplan.plan.build import strategy_record
 from sftplan.plan.launch import deepspeed_settings
-from sftplan.train import checkpoint
+from sftplan.train import checkpoint, summing
 from sftplan.train.compiled import prepare_blocks
 from sftplan.train.evaluate import Evaluation, evaluate
 from sftplan.train.inputs import Layout, to_device
@@ -123,6 +123,7 @@ class Rank:
     def run(self) -> None:
         """All cases of this number of ranks."""
         torch.set_num_threads(1)
+        pytest.MonkeyPatch().setattr(summing, "SUM_BUCKET_ELEMENTS", SMALL_BUCKET)
         if self.world_size > 1:
             group = f"file://{self.folder}/group-{self.world_size}"
             distributed.init_process_group(
@@ -134,6 +135,7 @@ class Rank:
             self.found["overflow"] = {
                 str(stage): self.overflowed(case) for stage, case in OVERFLOWS.items()
             }
+            self.found["summed"] = self.summed()
         if self.world_size != 2:  # from what two ranks have saved
             for name, zero in (("0", 3), ("3", 1), ("2 bf16", 3), ("3 all", 0)):
                 stage = zero if self.world_size > 1 else 0
@@ -160,7 +162,10 @@ class Rank:
     def update(self, model: Any, case: Case) -> Update | ShardedUpdate:
         """With the settings that a plan of this case holds, but small buckets."""
         if not case.zero:
-            return Update(model, precision=case.precision, kind=Optimizer.ADAMW, settings=SETTINGS)
+            return Update(
+                model, precision=case.precision, kind=Optimizer.ADAMW, settings=SETTINGS,
+                world_size=self.world_size,
+            )  # fmt: skip
         strategy = Strategy(
             zero=case.zero, offload=case.offload, precision=case.precision, micro_batch=1,
             accumulation=ROWS_PER_STEP // self.world_size,
@@ -276,6 +281,28 @@ class Rank:
             "scale": stepper.scale.value,
             "same": all(torch.equal(a, b) for a, b in zip(before, after, strict=True)),
         }
+
+    def summed(self) -> dict[str, Any]:
+        """Gradients of weights that each rank uses in an order of its own, one of them on the first rank alone."""
+        weights = [torch.nn.Parameter(torch.ones(SMALL_BUCKET)) for _ in range(4)]
+        gradients = summing.SummedGradients(weights)
+        sent: list[int] = []
+        first: Any = weights[0]
+        first.register_post_accumulate_grad_hook(lambda _: sent.append(gradients._sent))
+        at = self.rank % 2  # the last one used has its gradient first
+        used = [weights[n] for n in ([0, 3, 1], [3, 1, 0])[at] + ([] if self.rank else [2])]
+        found = []
+        for _ in range(2):
+            for times in (1, 2):  # a pass that is accumulated, and the last one
+                if times == 2:
+                    gradients.begin()
+                total: Any = torch.stack([weight.sum() for weight in used]).sum()
+                (times * (self.rank + 1) * total).backward()
+            gradients.finish()
+            found.append([float(torch.as_tensor(weight.grad).mean()) for weight in weights])
+            for weight in weights:
+                weight.grad = None
+        return {"means": found, "sent": sent}
 
     def taken_over(self, name: str, zero: int) -> list[list[float]]:
         """The second half of a run whose first half other ranks made, on another stage."""
@@ -444,6 +471,19 @@ def test_an_overflow_leaves_the_weights(found: Found, stage: str, ranks: int) ->
         assert overflow["skipped"] == [1.0] * STEPS
         assert overflow["scale"] == 2.0 ** (60 - STEPS)
         assert overflow["same"]
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_gradients_are_summed_whichever_rank_has_which(found: Found, ranks: int) -> None:
+    """Three times what one pass gives: the pass before is in it, that of the step before is not."""
+    all_of_them = 3.0 * sum(range(1, ranks + 1))
+    for rank in found[ranks]:
+        assert rank["summed"]["means"] == [[all_of_them, all_of_them, 3.0, all_of_them]] * 2
+
+
+def test_buckets_leave_while_the_backward_pass_goes_on(found: Found) -> None:
+    """The first bucket, of the last weight, has gone when the first weight's gradient comes."""
+    assert any(sent for rank in found[2] for sent in rank["summed"]["sent"])
 
 
 def test_a_file_is_no_larger_than_it_has_to_be(

@@ -314,6 +314,20 @@ def test_a_sharded_plan_is_rehearsed(demo: Plan, one_thread: None) -> None:
     assert found["step_s"] > 0
 
 
+def test_a_rehearsal_has_as_many_processes_as_the_plan_has_gpus(
+    demo: Plan, one_thread: None
+) -> None:
+    plan = sftplan.api.plan(
+        model=demo.inputs.model.source, seq_len=DEMO_SEQ_LEN, hardware="h200-sxm", gpus=2,
+        command=["x"], zero=0, offload="none", micro_batch=2, accumulation=1, compile=False,
+    )  # fmt: skip
+    alone = profile.measure_here(demo, cpu=True, steps=1)
+    found = profile.measure_here(plan, cpu=True, steps=1)
+
+    assert "communication" in found["phase_s"]
+    assert found["host_peak_bytes"] > 1.5 * alone["host_peak_bytes"]
+
+
 def test_the_error_of_a_child_is_the_error_of_the_dry_run(
     demo: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
