@@ -13,6 +13,7 @@ from sftplan.errors import NotReadyError, SftplanError, UsageError
 from sftplan.plan.request import (
     DEFAULT_GLOBAL_BATCH,
     DEFAULT_MARGIN_FRACTION,
+    LARGEST_EPOCHS,
     check_count,
     check_minimize,
     check_number,
@@ -105,7 +106,7 @@ def _request(model: str, seq_len: int, knobs: dict[str, Any]) -> _Request:
     tokenizer, skip_bad = given.pop("tokenizer", None), given.pop("skip_bad", 0)
     pins = read_pins(given)
     length = check_seq_len(seq_len, shape)
-    epochs = check_number("epochs", epochs, 0.0)
+    epochs = check_number("epochs", epochs, 0.0, LARGEST_EPOCHS)
     if not epochs:
         message = "--epochs 0 is no work"
         raise UsageError(message)

@@ -70,7 +70,8 @@ def _data_warnings(model: ModelShape, workload: Workload) -> list[str]:
     lengths = workload.lengths
     if lengths is not None and lengths.estimated:
         warnings.append(
-            f"no tokenizer of {model.name} at hand: token counts of {lengths.source} are estimated"
+            f"no tokenizer of {model.name} at hand: token counts of {lengths.source} are estimated, "
+            "`--tokenizer DIR` counts them"
         )
     if lengths is not None and lengths.num_dropped:
         warnings.append(
