@@ -11,7 +11,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from sftplan.errors import UsageError
+from sftplan.errors import UsageError, json_words
 from sftplan.plan.position import line_of
 from sftplan.plan.record import FORMAT, FORMAT_VERSION, Plan
 
@@ -99,7 +99,7 @@ def read_json(path: str | Path) -> tuple[str, dict[str, object]]:
         message = f"cannot read {path}: {error.strerror or error}"
         raise UsageError(message) from None
     except json.JSONDecodeError as error:
-        message = f"{path}:{error.lineno}: not JSON: {error.msg} at column {error.colno}"
+        message = f"{path}:{error.lineno}: not JSON: {json_words(error)} at column {error.colno}"
         raise UsageError(message) from None
     except RecursionError:
         message = f"{path}: nested too deeply"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -84,6 +85,17 @@ def test_plain_template_as_documented() -> None:
         (False, "### Instruction:\nQ2\n\n### Response:\n"),
         (True, "A2<|endoftext|>"),
     ]
+
+
+def test_an_answer_that_does_not_count_is_context() -> None:
+    talk = conversation("Q1", "A1", "Q2", "A2")
+    turns = (talk.turns[0], replace(talk.turns[1], trained=False), *talk.turns[2:])
+    for tokenizer in (demo_tokenizer(), chat_tokenizer(CHATML)):
+        (whole,) = examples(tokenizer, talk)
+        (example,) = examples(tokenizer, replace(talk, turns=turns))
+        trained = [text for counts, text in parts(tokenizer, example) if counts]
+        assert list(example.input_ids) == list(whole.input_ids)
+        assert trained == [text for counts, text in parts(tokenizer, whole) if counts][1:]
 
 
 def test_plain_template_shows_tools_calls_and_results() -> None:
