@@ -251,6 +251,9 @@ def test_a_finished_run_is_not_trained_again(
     assert run([*demo, "--epochs", "0.2", "--resume", "--json"]) == ExitCode.OK
     told = capsys.readouterr()
     assert "is finished: nothing is left to do" in told.err
+    assert run(["show", str(out)]) == ExitCode.OK
+    assert "steps " in (shown := capsys.readouterr().out)
+    assert f"model      {out}/final" in shown
     assert json.loads(told.out) == json.loads(written[out / "run.json"])
     assert written == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 

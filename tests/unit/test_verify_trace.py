@@ -219,7 +219,8 @@ def test_the_command_verifies_without_a_gpu(
     assert found["mode"] == "trace"
     assert {row["quantity"] for row in found["rows"]} >= {keys.ALLOCATED, keys.RESERVED, keys.FLOPS}
     assert [phase["name"] for phase in found["phases"]] == ["forward", "backward", "optimizer"]
-    assert (tmp_path / "plan.verification.json").exists()
+    assert run(["show", str(tmp_path / "plan.verification.json")]) == ExitCode.OK
+    assert capsys.readouterr().out.startswith("Verified: the prediction holds")
     assert run(["verify", str(path), "--no-gpu"]) == ExitCode.OK
     assert "without it" in capsys.readouterr().out  # compiled blocks show only on a GPU
 
