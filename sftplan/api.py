@@ -48,6 +48,7 @@ class _Request:
     num_examples: int | None
     num_tokens: int | None
     lengths: LengthStatistics | None
+    train_on_prompt: bool
     margin: float
     minimize: Any
 
@@ -64,6 +65,7 @@ class _Request:
             num_examples=self.num_examples,
             num_tokens=self.num_tokens,
             lengths=self.lengths,
+            train_on_prompt=self.train_on_prompt,
         )
         return workload, [batch.assumption] if batch.assumption else []
 
@@ -104,6 +106,7 @@ def _request(model: str, seq_len: int, knobs: dict[str, Any]) -> _Request:
     epochs, data = given.pop("epochs", 1.0), given.pop("data", None)
     minimize, batch = given.pop("minimize", None), given.pop("global_batch", None)
     tokenizer, skip_bad = given.pop("tokenizer", None), given.pop("skip_bad", 0)
+    train_on_prompt = bool(given.pop("train_on_prompt", False))
     pins = read_pins(given)
     length = check_seq_len(seq_len, shape)
     epochs = check_number("epochs", epochs, 0.0, LARGEST_EPOCHS)
@@ -122,6 +125,7 @@ def _request(model: str, seq_len: int, knobs: dict[str, Any]) -> _Request:
         num_examples=None if examples is None else check_count("examples", examples),
         num_tokens=None if tokens is None else check_count("tokens", tokens),
         lengths=lengths,
+        train_on_prompt=train_on_prompt,
         margin=check_number("margin", margin, 0.0, 1.0),
         minimize=check_minimize(minimize),
     )

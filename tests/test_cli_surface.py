@@ -29,8 +29,11 @@ RUN = {
 }  # fmt: skip
 DATA = {"--tokenizer", "--skip-bad"}
 SURFACE = {
-    "plan": MODEL | KNOBS | DATA | {"--out", "--no-out"},
-    "compare": MODEL | KNOBS | DATA | {"--on", "--all", "--sort", "--limit", "--out"},
+    "plan": MODEL | KNOBS | DATA | {"--train-on-prompt", "--out", "--no-out"},
+    "compare": MODEL
+    | KNOBS
+    | DATA
+    | {"--train-on-prompt", "--on", "--all", "--sort", "--limit", "--out"},
     "launch": MODEL | KNOBS | RUN,
     "verify": DATA
     | {

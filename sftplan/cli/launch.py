@@ -109,6 +109,7 @@ def launch(
 ) -> None:
     """Train: the real masked fine-tuning run of a plan."""
     from sftplan.plan.file import document
+    from sftplan.train.job import trains_on_prompt
 
     options = {name: request.pop(name) for name in RUN_NAMES}
     _check(out, options, resume=resume)
@@ -116,6 +117,7 @@ def launch(
         made, data, options = _demo(plan, Path(out), request, options)
     else:
         made, data = _plan_of(plan, request, options, quiet=quiet), request["data"]
+    options["train_on_prompt"] = trains_on_prompt(made, options.get("train_on_prompt"))
     if not made.fits:
         message = "the plan does not fit"
         raise InfeasibleError(message, "`sftplan plan` shows what would")
@@ -175,7 +177,9 @@ def _plan_of(
     counting = _counting(options)
     if request["seq_len"] is None:
         request |= {"seq_len": _fitting_seq_len(request, counting, quiet=quiet)}
-    return sftplan.api.plan(command=invocation(), **request, **counting)
+    return sftplan.api.plan(
+        command=invocation(), train_on_prompt=options["train_on_prompt"], **request, **counting
+    )
 
 
 def _counting(options: dict[str, Any]) -> dict[str, Any]:
@@ -215,7 +219,7 @@ def _demo(
     knobs = DEMO_KNOBS | {k: v for k, v in request.items() if v is not None}
     made = sftplan.api.plan(
         model=str(folder), seq_len=DEMO_SEQ_LEN, hardware=sftplan.api.REFERENCE_HARDWARE,
-        gpus=1, command=invocation(), **knobs,
+        gpus=1, command=invocation(), train_on_prompt=options["train_on_prompt"], **knobs,
     )  # fmt: skip
     chosen = DEMO_SETTINGS | {name: value for name, value in options.items() if value is not None}
     return made, str(knobs["data"]), chosen

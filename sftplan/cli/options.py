@@ -167,6 +167,12 @@ def data_options(function: F) -> F:
     )  # fmt: skip
 
 
+def targets_option(function: F) -> F:
+    """--train-on-prompt: what of --data counts."""
+    return option("--train-on-prompt", is_flag=True, default=None, group="Work",
+                  help="Every token of --data counts, not only the responses'.")(function)  # fmt: skip
+
+
 def strategy_options(function: F) -> F:
     """The decisions of a plan; each one given is pinned."""
     group = "Pins (each one left out is chosen)"

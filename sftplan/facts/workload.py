@@ -36,7 +36,10 @@ class LengthStatistics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """Rows of at most `seq_len` tokens; `global_batch` examples per step unless rows are pinned."""
+    """Rows of at most `seq_len` tokens; `global_batch` examples per step unless rows are pinned.
+
+    `train_on_prompt`: every token counts, not only the responses'.
+    """
 
     seq_len: int
     global_batch: int
@@ -45,12 +48,15 @@ class Workload:
     num_examples: int | None = None
     num_tokens: int | None = None
     lengths: LengthStatistics | None = None
+    train_on_prompt: bool = False
 
     @property
     def response_fraction(self) -> float | None:
         """Share of the tokens that are trained on; None without data."""
         if self.lengths is None:
             return None
+        if self.train_on_prompt:  # all but the first, which nothing stands before
+            return 1 - 1 / self.lengths.total_mean_tokens
         return self.lengths.response_mean_tokens / self.lengths.total_mean_tokens
 
     def row_len(self, *, packing: bool) -> int:
@@ -65,8 +71,8 @@ class Workload:
         A size that was not counted has no more than sizes that were counted have together, and no
         more than the next larger one.
         """
-        if self.lengths is None:
-            return rows * self.seq_len
+        if self.lengths is None or self.train_on_prompt:
+            return rows * self.row_len(packing=False)
         counted = self.lengths.target_maxima or ((1, self.row_len(packing=False)),)
         together, left = 0, rows
         for size, most in reversed(counted):

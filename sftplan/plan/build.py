@@ -115,6 +115,7 @@ def workload_facts(workload: Workload, estimate: Estimate) -> WorkloadFacts:
         num_tokens=workload.num_tokens,
         response_fraction=workload.response_fraction,
         lengths=workload.lengths,
+        train_on_prompt=workload.train_on_prompt,
     )
 
 

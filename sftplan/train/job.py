@@ -33,6 +33,19 @@ class Job:
     quiet: bool = False
 
 
+def trains_on_prompt(plan: Plan, asked: bool | None) -> bool:
+    """Whether every token counts: as the plan has it, which knows how many positions the head sees.
+
+    Raises:
+        UsageError: More is asked for than the plan has counted.
+    """
+    planned = plan.inputs.workload
+    if asked and not planned.train_on_prompt and planned.lengths is not None:
+        message = "--train-on-prompt: the plan counts the responses alone"
+        raise UsageError(message, "`sftplan plan --train-on-prompt` counts every token")
+    return planned.train_on_prompt if asked is None else asked
+
+
 def write_job(job: Job) -> None:
     """Write plan.json and job.json into the run's folder."""
     make_folder(job.out)

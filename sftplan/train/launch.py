@@ -16,7 +16,7 @@ from sftplan.errors import NotReadyError, SftplanError, UsageError
 from sftplan.facts.strategy import Allocator
 from sftplan.plan.drift import check_drift
 from sftplan.plan.file import plan_sha256, read_json
-from sftplan.train.job import FINAL, RUN, Job, refuse_used_folder, write_job
+from sftplan.train.job import FINAL, RUN, Job, refuse_used_folder, trains_on_prompt, write_job
 from sftplan.train.settings import settings_of
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def launch(
     """
     options.pop("no_verify", None)
     options.pop("verbose", None)
+    options["train_on_prompt"] = trains_on_prompt(plan, options.get("train_on_prompt"))
     job = Job(
         plan=plan,
         data=str(data),
@@ -111,16 +112,27 @@ def start(job: Job, *, ranks: int) -> dict[str, Any]:
 
 
 def _finished(job: Job, material: Material) -> dict[str, Any] | None:
-    """What run.json of a run that has reached its last step holds, else None."""
+    """What run.json of this run holds if it has reached its last step, else None.
+
+    Raises:
+        UsageError: It is another run that has; names what differs.
+    """
+    from sftplan.train.checkpoint import check_same
+    from sftplan.train.material import identity_of
+
     file = job.out / RUN
     if not file.exists() or not (job.out / FINAL).is_dir():
         return None
     record = read_json(file)[1]
     total = material.training.num_steps
-    last_step = min(total, job.settings.max_steps or total)
-    steps = record.get("steps")
-    reached = record.get("status") == "done" and isinstance(steps, int) and steps >= last_step
-    return record if reached else None
+    steps, was = record.get("steps"), record.get("identity")
+    if record.get("status") != "done" or not isinstance(steps, int) or not isinstance(was, dict):
+        return None
+    if steps < min(total, job.settings.max_steps or total):
+        return None
+    # Which kernel there is shows on the device alone; a finished run needs none.
+    check_same(was, identity_of(job, material, kernel=was["attention"]))
+    return record
 
 
 def _recorded(

@@ -23,7 +23,7 @@ from sftplan.plan.drift import check_drift, machine_differences
 from sftplan.plan.file import plan_sha256, write_plan
 from sftplan.plan.verified import verification_beside, verification_file
 from sftplan.train import launch as training
-from sftplan.train.job import make_folder
+from sftplan.train.job import make_folder, trains_on_prompt
 from sftplan.train.nvme import check_nvme
 
 if TYPE_CHECKING:
@@ -255,6 +255,8 @@ def test_a_finished_run_is_not_trained_again(
     assert "steps " in (shown := capsys.readouterr().out)
     assert f"model      {out}/final" in shown
     assert json.loads(told.out) == json.loads(written[out / "run.json"])
+    assert run([*demo, "--epochs", "0.2", "--resume", "--seed", "1"]) == ExitCode.USAGE
+    assert "--resume: seed was 0, now it is 1" in capsys.readouterr().err
     assert written == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
@@ -266,3 +268,20 @@ def test_no_unknown_package_is_named_for_installing(
     told = capsys.readouterr().err
     assert "did you mean tensorboard?" in told
     assert "pip install" not in told
+
+
+def test_the_plan_decides_on_what_is_trained(tmp_path: Path) -> None:
+    request: dict[str, Any] = {"model": "gpt2", "seq_len": 512, "hardware": "h200-sxm",
+                               "command": ["x"], "loss": "response", "micro_batch": 8}  # fmt: skip
+    responses = sftplan.api.plan(**request, data=str(DEMO_FILE))
+    everything = sftplan.api.plan(**request, data=str(DEMO_FILE), train_on_prompt=True)
+    without_data = sftplan.api.plan(**request)
+
+    assert everything.memory.gpu.by_category["logits"] > responses.memory.gpu.by_category["logits"]
+    assert trains_on_prompt(everything, None)
+    assert not trains_on_prompt(responses, None)
+    assert trains_on_prompt(without_data, True)  # all positions are counted
+    with pytest.raises(UsageError, match="the plan counts the responses alone"):
+        trains_on_prompt(responses, True)
+    with pytest.raises(UsageError, match="the plan counts the responses alone"):
+        training.launch(responses, data=str(DEMO_FILE), out=tmp_path / "x", train_on_prompt=True)

@@ -102,12 +102,16 @@ def test_the_tape_allocates_what_the_real_model_allocates(
 
 @pytest.mark.parametrize("loss", ["full", "response", "chunked"])
 @pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("prompts", [False, True])
 def test_rows_of_data_have_the_shape_that_training_gives_them(
-    folders: dict[str, Path], *, packing: bool, loss: str
+    folders: dict[str, Path], *, packing: bool, prompts: bool, loss: str
 ) -> None:
     trace, tape = both(
-        plan_of(folders["gpt2"], packing=packing, loss=loss, data=str(DEMO_FILE), global_batch=8)
-    )
+        plan_of(
+            folders["gpt2"], packing=packing, loss=loss, train_on_prompt=prompts,
+            data=str(DEMO_FILE), global_batch=8,
+        )
+    )  # fmt: skip
     traced, modelled = (replay(x.events, x.sizes, expandable=True) for x in (trace, tape))
 
     assert modelled.peak_allocated_bytes == pytest.approx(traced.peak_allocated_bytes, rel=5e-4)
