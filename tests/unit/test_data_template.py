@@ -297,6 +297,18 @@ def test_a_tokenizer_beyond_the_vocabulary_is_refused() -> None:
         check_vocabulary(tokenizer, vocab_size=511, model="m")
 
 
+def test_a_tokenizer_of_far_fewer_ids_is_doubted() -> None:
+    tokenizer = demo_tokenizer()
+    said = check_vocabulary(tokenizer, vocab_size=50_257, model="gpt2")
+    assert said is not None
+    assert said.endswith(
+        "makes 512 ids, gpt2 has 50,257 rows of vocabulary: is it the model's own?"
+    )
+    assert check_vocabulary(tokenizer, vocab_size=520, model="padded") is None
+    notes = prepare(DEMO_FILE, tokenizer=tokenizer, seq_len=128, vocab_size=50_257).notes
+    assert "is it the model's own?" in notes[0]
+
+
 def test_added_tokens_count_only_where_they_are_used(tmp_path: Path) -> None:
     tokenizer = chat_tokenizer(CHATML)
     file = tmp_path / "data.jsonl"
