@@ -13,6 +13,7 @@ from sftplan.errors import NotReadyError, SftplanError, UsageError
 from sftplan.plan.request import (
     DEFAULT_GLOBAL_BATCH,
     DEFAULT_MARGIN_FRACTION,
+    LARGEST_EPOCHS,
     check_count,
     check_minimize,
     check_number,
@@ -47,6 +48,7 @@ class _Request:
     num_examples: int | None
     num_tokens: int | None
     lengths: LengthStatistics | None
+    train_on_prompt: bool
     margin: float
     minimize: Any
 
@@ -63,6 +65,7 @@ class _Request:
             num_examples=self.num_examples,
             num_tokens=self.num_tokens,
             lengths=self.lengths,
+            train_on_prompt=self.train_on_prompt,
         )
         return workload, [batch.assumption] if batch.assumption else []
 
@@ -103,9 +106,10 @@ def _request(model: str, seq_len: int, knobs: dict[str, Any]) -> _Request:
     epochs, data = given.pop("epochs", 1.0), given.pop("data", None)
     minimize, batch = given.pop("minimize", None), given.pop("global_batch", None)
     tokenizer, skip_bad = given.pop("tokenizer", None), given.pop("skip_bad", 0)
+    train_on_prompt = bool(given.pop("train_on_prompt", False))
     pins = read_pins(given)
     length = check_seq_len(seq_len, shape)
-    epochs = check_number("epochs", epochs, 0.0)
+    epochs = check_number("epochs", epochs, 0.0, LARGEST_EPOCHS)
     if not epochs:
         message = "--epochs 0 is no work"
         raise UsageError(message)
@@ -121,6 +125,7 @@ def _request(model: str, seq_len: int, knobs: dict[str, Any]) -> _Request:
         num_examples=None if examples is None else check_count("examples", examples),
         num_tokens=None if tokens is None else check_count("tokens", tokens),
         lengths=lengths,
+        train_on_prompt=train_on_prompt,
         margin=check_number("margin", margin, 0.0, 1.0),
         minimize=check_minimize(minimize),
     )

@@ -18,6 +18,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
+    import json
     from collections.abc import Iterable
 
 
@@ -92,3 +93,13 @@ def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     if (close and word.lower() in close[0]) or len(close) == 1:
         return f"did you mean {close[0]}?"
     return f"did you mean {', '.join(close[:-1])} or {close[-1]}?" if close else None
+
+
+def json_words(error: json.JSONDecodeError) -> str:
+    """What is broken in a JSON text, without the place that json's own message leads on to.
+
+    >>> import json
+    >>> json_words(json.JSONDecodeError("Unterminated string starting at", '{"a": "b', 6))
+    'Unterminated string'
+    """
+    return error.msg.removesuffix(" at").removesuffix(" starting")

@@ -27,11 +27,26 @@ RUN = {
     "--train-on-prompt", "--random-weights", "--tokenizer", "--skip-bad", "--spike",
     "--eval-split", "--eval-every", "--save-every", "--keep", "--tracker", "--nvme-path",
 }  # fmt: skip
+DATA = {"--tokenizer", "--skip-bad"}
 SURFACE = {
-    "plan": MODEL | KNOBS | {"--out", "--no-out"},
-    "compare": MODEL | KNOBS | {"--on", "--all", "--sort", "--limit", "--out"},
+    "plan": MODEL | KNOBS | DATA | {"--train-on-prompt", "--out", "--no-out"},
+    "compare": MODEL
+    | KNOBS
+    | DATA
+    | {"--train-on-prompt", "--on", "--all", "--sort", "--limit", "--out"},
     "launch": MODEL | KNOBS | RUN,
-    "verify": {"--steps", "--no-gpu", "--diff", "--as", "--data", "--snapshot", "--html"},
+    "verify": DATA
+    | {
+        "--steps",
+        "--no-gpu",
+        "--diff",
+        "--as",
+        "--data",
+        "--snapshot",
+        "--html",
+        "--memory-tolerance",
+        "--time-tolerance",
+    },
     "explain": {"--plan"},
     "export": {"--to", "--out"},
     "show": {"--memory", "--html"},

@@ -9,7 +9,14 @@ import click
 
 import sftplan.api
 from sftplan.cli.help import command
-from sftplan.cli.options import common_options, knob_options, model_options, option
+from sftplan.cli.options import (
+    common_options,
+    data_options,
+    knob_options,
+    model_options,
+    option,
+    targets_option,
+)
 from sftplan.cli.output import print_json, print_text, talk, terminal_style
 from sftplan.cli.plan import invocation
 from sftplan.errors import ExitCode, UsageError
@@ -22,6 +29,9 @@ def _machines(on: str | None, hardware: str | None, *, everything: bool) -> list
     if on is not None and everything:
         message = "--on and --all exclude each other"
         raise UsageError(message)
+    if hardware is not None and (on is not None or everything):
+        message = f"--hardware and {'--all' if everything else '--on'} exclude each other"
+        raise UsageError(message, "--on takes several machines, with commas")
     names = on if on is not None else hardware
     if names is None or everything:
         return None
@@ -44,6 +54,8 @@ def _machines(on: str | None, hardware: str | None, *, everything: bool) -> list
 @option("--on", metavar="A,B,C", group="Hardware", help="Profiles or offers, with commas.")
 @option("--all", "everything", is_flag=True, group="Hardware", help="Every known offer.")
 @knob_options
+@data_options
+@targets_option
 @option("--sort", type=click.Choice(["cost", "time", "memory", "name"]), default="cost",
         group="Output", help="What the first row has least of; cost.")  # fmt: skip
 @option("--limit", type=click.IntRange(min=0), default=DEFAULT_LIMIT, group="Output",

@@ -37,11 +37,19 @@ class Command(click.Command):
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
             if record is not None:
-                group = parameter.group if isinstance(parameter, GroupedOption) else "Output"
+                group = (
+                    parameter.group
+                    if isinstance(parameter, GroupedOption)
+                    else _ungrouped(parameter)
+                )
                 groups.setdefault(group, []).append(record)
         for heading, records in groups.items():
             with formatter.section(heading):
                 formatter.write_dl(records, col_max=26)
+
+
+def _ungrouped(parameter: click.Parameter) -> str:
+    return "Arguments" if isinstance(parameter, click.Argument) else "Output"
 
 
 def command(name: str, *, examples: Sequence[str]) -> Callable[[Callable[..., Any]], Command]:

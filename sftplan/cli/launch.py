@@ -109,15 +109,19 @@ def launch(
 ) -> None:
     """Train: the real masked fine-tuning run of a plan."""
     from sftplan.plan.file import document
+    from sftplan.train.job import trains_on_prompt
 
     options = {name: request.pop(name) for name in RUN_NAMES}
+    _check(out, options, resume=resume)
     if demo:
         made, data, options = _demo(plan, Path(out), request, options)
     else:
         made, data = _plan_of(plan, request, options, quiet=quiet), request["data"]
+    options["train_on_prompt"] = trains_on_prompt(made, options.get("train_on_prompt"))
     if not made.fits:
         message = "the plan does not fit"
         raise InfeasibleError(message, "`sftplan plan` shows what would")
+    _introduce(made, quiet=quiet)
     if options["cpu"]:
         talk("on the processor: no dry run, which measures a GPU", quiet=quiet or no_verify)
     elif not (no_verify or resume):
@@ -133,11 +137,30 @@ def launch(
         print_text(str(Path(out, "final")) if quiet else _summary(found, out))
 
 
+def _check(out: str, options: dict[str, Any], *, resume: bool) -> None:
+    """What can be wrong without a look at the data, before a dry run takes its time."""
+    from sftplan.train.job import refuse_used_folder
+    from sftplan.train.settings import settings_of
+
+    settings_of(options)
+    refuse_used_folder(Path(out), resume=resume)
+
+
+def _introduce(plan: Plan, *, quiet: bool) -> None:
+    """What is going to be trained, and what the plan warns of."""
+    from sftplan.report.words import strategy_words
+
+    talk(f"{plan.inputs.model.name}: {', '.join(strategy_words(plan.strategy))}", quiet=quiet)
+    for warning in plan.warnings:
+        talk(f"warning: {warning}", quiet=quiet)
+
+
 def _plan_of(
     plan: str | None, request: dict[str, Any], options: dict[str, Any], *, quiet: bool
 ) -> Plan:
     """The plan in the file, or a new one."""
     from sftplan.plan.file import read_plan
+    from sftplan.plan.request import option_name
 
     if request["data"] is None:
         message = "no --data: there is nothing to train on"
@@ -145,7 +168,7 @@ def _plan_of(
     if plan is not None:
         knobs = [name for name, value in request.items() if value is not None and name != "data"]
         if knobs:
-            message = f"{plan} has decided --{knobs[0].replace('_', '-')} already"
+            message = f"{plan} has decided {option_name(knobs[0])} already"
             raise UsageError(message, "leave PLAN out to plan again")
         return read_plan(plan)
     if request["model"] is None:
@@ -154,7 +177,9 @@ def _plan_of(
     counting = _counting(options)
     if request["seq_len"] is None:
         request |= {"seq_len": _fitting_seq_len(request, counting, quiet=quiet)}
-    return sftplan.api.plan(command=invocation(), **request, **counting)
+    return sftplan.api.plan(
+        command=invocation(), train_on_prompt=options["train_on_prompt"], **request, **counting
+    )
 
 
 def _counting(options: dict[str, Any]) -> dict[str, Any]:
@@ -178,13 +203,14 @@ def _demo(
     plan: str | None, out: Path, request: dict[str, Any], options: dict[str, Any]
 ) -> tuple[Plan, str, dict[str, Any]]:
     """A plan for the demo's model; run options that are given hold, everything else is the demo's."""
+    from sftplan.plan.request import option_name
     from sftplan.train.demo import DEMO_KNOBS, DEMO_SEQ_LEN, DEMO_SETTINGS, write_demo_model
 
     given = [
         name for name, value in request.items() if value is not None and name not in DEMO_KNOBS
     ]
     if plan is not None or given:
-        what = "a PLAN" if plan is not None else f"--{given[0].replace('_', '-')}"
+        what = "a PLAN" if plan is not None else option_name(given[0])
         message = f"--demo and {what} exclude each other"
         raise UsageError(message, "--demo has a model and a machine of its own")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # on a busy machine, threads of tiny sums wait
@@ -193,7 +219,7 @@ def _demo(
     knobs = DEMO_KNOBS | {k: v for k, v in request.items() if v is not None}
     made = sftplan.api.plan(
         model=str(folder), seq_len=DEMO_SEQ_LEN, hardware=sftplan.api.REFERENCE_HARDWARE,
-        gpus=1, command=invocation(), **knobs,
+        gpus=1, command=invocation(), train_on_prompt=options["train_on_prompt"], **knobs,
     )  # fmt: skip
     chosen = DEMO_SETTINGS | {name: value for name, value in options.items() if value is not None}
     return made, str(knobs["data"]), chosen

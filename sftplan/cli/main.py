@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import signal
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import click
 
 from sftplan import __version__
 from sftplan.cli.help import Group
+from sftplan.cli.output import has_answered, print_json
 from sftplan.errors import ExitCode, SftplanError, did_you_mean
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ COMMANDS = {
     "show": "Print a file that sftplan wrote.",
     "env": "Print versions and drivers for a bug report.",
 }
+
+BUG_NOTICE = "this is a bug in sftplan; please report it with the output of `sftplan env`"
 
 
 class LazyGroup(Group):
@@ -76,10 +80,33 @@ def cli(context: click.Context) -> None:
         context.exit(ExitCode.USAGE)
 
 
-def _report(message: str, hint: str | None) -> None:
-    click.echo(f"error: {message}", err=True)
-    if hint:
-        click.echo(f"\nhint: {hint}", err=True)
+class _Failure(NamedTuple):
+    """What becomes of an exception: an exit code, and in words what is wrong and what to do."""
+
+    code: ExitCode
+    message: str
+    hint: str | None = None
+
+
+def _failure(error: BaseException) -> _Failure | None:
+    """None: no failure, but a way to end."""
+    match error:
+        case SftplanError():
+            return _Failure(error.exit_code, error.message, error.hint)
+        case click.exceptions.Exit() | BrokenPipeError():
+            return None
+        case KeyboardInterrupt() | click.Abort():
+            return _Failure(ExitCode.INTERRUPTED, "interrupted")
+        case click.ClickException():
+            return _Failure(ExitCode.USAGE, _message_of(error), _usage_hint(error))
+        case _:
+            return _Failure(ExitCode.BUG, f"{type(error).__name__}: {error}", BUG_NOTICE)
+
+
+def _report(failure: _Failure) -> None:
+    click.echo(f"error: {failure.message}", err=True)
+    if failure.hint:
+        click.echo(f"\nhint: {failure.hint}", err=True)
 
 
 def _usage_hint(error: click.ClickException) -> str | None:
@@ -97,23 +124,39 @@ def _message_of(error: click.ClickException) -> str:
     """Click's message in our form: no capital, no full stop, no possibilities of its own."""
     if isinstance(error, click.NoSuchOption):
         return f"no option {error.option_name}"
-    text = error.format_message().rstrip(".")
+    text = " ".join(error.format_message().split()).rstrip(".")
     return text[:1].lower() + text[1:]
 
 
 def _invoke(args: list[str]) -> int:
     with cli.make_context("sftplan", args) as context:
-        code = cli.invoke(context)
+        try:
+            code = cli.invoke(context)
+        except BaseException as error:
+            failure = _failure(error)
+            if failure is not None and "--json" in args and not has_answered(context):
+                print_json(_failure_document(failure))
+            raise
         sys.stdout.flush()
     return code if isinstance(code, int) else ExitCode.OK
+
+
+def _failure_document(failure: _Failure) -> dict[str, object]:
+    """What `--json` prints in place of the answer that there is none of."""
+    return {
+        "format": "sftplan.error",
+        "format_version": "1.0",
+        "exit_code": int(failure.code),
+        "error": failure.message,
+        "hint": failure.hint,
+    }
 
 
 def _report_bug() -> None:
     import traceback
 
     traceback.print_exc()
-    notice = "this is a bug in sftplan; please report it with the output of `sftplan env`"
-    click.echo(notice, err=True)
+    click.echo(BUG_NOTICE, err=True)
 
 
 def _complete_shell(args: list[str]) -> int | None:
@@ -133,12 +176,11 @@ def run(args: Sequence[str]) -> int:
         return _invoke(list(args)) if completed is None else completed
     except click.exceptions.Exit as stop:
         return stop.exit_code
-    except SftplanError as error:
-        _report(error.message, error.hint)
-        return error.exit_code
-    except click.ClickException as error:
-        _report(_message_of(error), _usage_hint(error))
-        return ExitCode.USAGE
+    except (SftplanError, click.ClickException) as error:
+        failure = _failure(error)
+        assert failure is not None
+        _report(failure)
+        return failure.code
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         return ExitCode.INTERRUPTED
@@ -162,4 +204,6 @@ def main() -> NoReturn:
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="replace")  # a terminal without × shows ?, not a traceback
+    # As Ctrl-C: what was begun is put away, no process is left, and the code is that of resumable.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run(sys.argv[1:]))

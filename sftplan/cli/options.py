@@ -46,6 +46,11 @@ def _converted(
     return callback
 
 
+def share_option(*names: str, group: str, help: str) -> Callable[[F], F]:  # noqa: A002
+    """An option that takes a share as 0.05 or 5%."""
+    return option(*names, callback=_converted(_fraction), metavar="SHARE", group=group, help=help)
+
+
 def _fraction(text: str) -> float:
     number = text.strip()
     try:
@@ -148,6 +153,26 @@ def work_options(function: F) -> F:
     )  # fmt: skip
 
 
+def data_options(function: F) -> F:
+    """--tokenizer and --skip-bad: how --data is read."""
+    group = "Work"
+    return _apply(
+        function,
+        [
+            option("--tokenizer", metavar="DIR", group=group,
+                   help="A folder with a tokenizer that counts --data, instead of the model's."),
+            option("--skip-bad", type=click.IntRange(min=0), group=group,
+                   help="How many bad examples of --data may be left out; 0."),
+        ],
+    )  # fmt: skip
+
+
+def targets_option(function: F) -> F:
+    """--train-on-prompt: what of --data counts."""
+    return option("--train-on-prompt", is_flag=True, default=None, group="Work",
+                  help="Every token of --data counts, not only the responses'.")(function)  # fmt: skip
+
+
 def strategy_options(function: F) -> F:
     """The decisions of a plan; each one given is pinned."""
     group = "Pins (each one left out is chosen)"
@@ -194,7 +219,7 @@ def search_options(function: F) -> F:
     return _apply(
         function,
         [
-            option("--margin", callback=_converted(_fraction), metavar="SHARE", group=group,
+            share_option("--margin", group=group,
                    help="Share of GPU memory kept free, as 0.05 or 5%; 5%."),
             option("--minimize", type=click.Choice(["time", "cost", "memory"]), group=group,
                    help="What the best strategy has least of; time."),

@@ -15,8 +15,19 @@ if TYPE_CHECKING:
     from sftplan.report.style import Style
 
 
+_ANSWERED = "sftplan.answered"  # in what click's contexts share
+
+
+def has_answered(context: click.Context) -> bool:
+    """Whether the one JSON document is printed already."""
+    return _ANSWERED in context.meta
+
+
 def print_json(document: Mapping[str, object] | Sequence[object]) -> None:
     """The one JSON document of `--json`; NaN and infinities are a bug of ours, not output."""
+    context = click.get_current_context(silent=True)
+    if context is not None:
+        context.meta[_ANSWERED] = True
     click.echo(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
 
 

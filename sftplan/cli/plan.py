@@ -9,7 +9,14 @@ import click
 
 import sftplan.api
 from sftplan.cli.help import command
-from sftplan.cli.options import common_options, knob_options, model_options, option
+from sftplan.cli.options import (
+    common_options,
+    data_options,
+    knob_options,
+    model_options,
+    option,
+    targets_option,
+)
 from sftplan.cli.output import print_json, print_text, talk, terminal_style
 from sftplan.errors import ExitCode
 
@@ -29,6 +36,8 @@ def invocation() -> list[str]:
 )
 @model_options(required=True)
 @knob_options
+@data_options
+@targets_option
 @option("--out", metavar="FILE", default="plan.json", group="Output",
         help="Where the plan is written; plan.json.")  # fmt: skip
 @option("--no-out", is_flag=True, group="Output", help="Write no file.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
         "sftplan show plan.json",
         "sftplan show plan.json --memory",
         "sftplan show plan.json --html memory.html",
-        "sftplan show run/run.json",
+        "sftplan show runs/first",
     ],
 )
 @click.argument("file")
@@ -40,6 +41,8 @@ def show(
     from sftplan.plan.file import plan_document, read_json, read_plan
     from sftplan.report.text import render_plan_screen, verdict_line
 
+    if Path(file).is_dir():  # of a run
+        file = str(Path(file, "run.json"))
     _, parsed = read_json(file)
     kind = parsed.get("format")
     if not isinstance(kind, str) or not kind.startswith("sftplan."):
@@ -52,7 +55,7 @@ def show(
         if as_json:
             print_json(parsed)
         else:
-            print_text(json.dumps(parsed, indent=2, ensure_ascii=False))
+            print_text(_text(kind, parsed, file))
         return
     plan = read_plan(file)
     style = terminal_style()
@@ -68,6 +71,18 @@ def show(
         print_text(verdict_line(plan, style))
     else:
         print_text(render_plan_screen(plan, style, path=None, verbose=verbose > 0))
+
+
+def _text(kind: str, parsed: dict[str, object], file: str) -> str:
+    """As the command that wrote it showed it, where that is more than its JSON."""
+    from sftplan.report.launch import run_text
+    from sftplan.report.verification import verification_text
+
+    if kind == "sftplan.verification":
+        return verification_text(parsed)
+    if kind == "sftplan.run" and parsed.get("status") == "done":
+        return run_text(parsed, str(Path(file).parent))
+    return json.dumps(parsed, indent=2, ensure_ascii=False)
 
 
 def _chart(plan: Plan, style: Style) -> str:

@@ -9,7 +9,7 @@ import click
 
 import sftplan.api
 from sftplan.cli.help import command
-from sftplan.cli.options import common_options, option
+from sftplan.cli.options import common_options, data_options, option, share_option
 from sftplan.cli.output import print_json, print_text, talk
 from sftplan.errors import ExitCode
 
@@ -34,6 +34,12 @@ if TYPE_CHECKING:
 @option("--as", "rehearse", metavar="PROFILE", group="Run",
         help="Rehearse a smaller card on this bigger one.")  # fmt: skip
 @option("--data", metavar="FILE", group="Run", help="The longest rows of this data first.")
+@data_options
+@share_option(
+    "--memory-tolerance", group="Judgement", help="Error that a prediction of memory may have; 2%."
+)
+@share_option("--time-tolerance", group="Judgement",
+              help="Error that the prediction of the step time may have; 10%.")  # fmt: skip
 @option("--snapshot", metavar="FILE", group="Run", help="Keep PyTorch's memory snapshot.")
 @option("--html", metavar="FILE", group="Run",
         help="Write predicted and measured memory over one step as a page with pictures.")  # fmt: skip
@@ -46,6 +52,10 @@ def verify(
     diff: bool,
     rehearse: str | None,
     data: str | None,
+    tokenizer: str | None,
+    skip_bad: int | None,
+    memory_tolerance: float | None,
+    time_tolerance: float | None,
     snapshot: str | None,
     html: str | None,
     as_json: bool,
@@ -61,8 +71,10 @@ def verify(
 
     read = read_plan(plan)
     judged = sftplan.api.verify(
-        read, steps=steps, no_gpu=no_gpu, diff=diff, rehearse=rehearse, data=data, snapshot=snapshot
-    )
+        read, steps=steps, no_gpu=no_gpu, diff=diff, rehearse=rehearse, data=data, tokenizer=tokenizer,
+        skip_bad=skip_bad or 0, snapshot=snapshot, memory_tolerance=memory_tolerance,
+        time_tolerance=time_tolerance,
+    )  # fmt: skip
     found = document(judged)
     assert isinstance(found, dict)
     if rehearse is None:

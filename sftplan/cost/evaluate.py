@@ -9,7 +9,7 @@ from sftplan.cost.compute import attention_flops_per_token, linear_flops_per_tok
 from sftplan.cost.estimate import Compute, Estimate, GpuMemory, StepTime
 from sftplan.cost.host import host_memory
 from sftplan.cost.memory import allocated_bound_bytes, exact_peaks
-from sftplan.cost.rows import examples_per_step, padded_length, tokens_per_step
+from sftplan.cost.rows import examples_per_step, tokens_per_step
 from sftplan.cost.time import step_time
 from sftplan.facts.strategy import Allocator, Offload
 from sftplan.step.batch import full_batch
@@ -70,26 +70,19 @@ class Tapes:
         self.workload = workload
         self.model = few_layers(model, workload.seq_len) or model
         self.num_layers = model.num_layers
-        self._tapes: dict[tuple[Strategy, Chip, int, int], Tape] = {}
+        self._tapes: dict[tuple[Strategy, Chip, int], Tape] = {}
 
-    def steady(
-        self, strategy: Strategy, chip: Chip, num_gpus: int, *, typical: bool = False
-    ) -> Tape:
-        """The tape of a strategy; what does not change it is not told apart.
-
-        Memory is that of full rows, the largest that come; `typical` rows, for time, are padded
-        to the mean.
-        """
+    def steady(self, strategy: Strategy, chip: Chip, num_gpus: int) -> Tape:
+        """The tape of a strategy; what does not change it is not told apart."""
         alike = replace(
             strategy,
             accumulation=min(strategy.accumulation, STEADY_PASSES),
             allocator=Allocator.EXPANDABLE,
         )
         sharded = strategy.zero or strategy.offload is not Offload.NONE
-        length = round(padded_length(strategy, self.workload)) if typical else self.workload.seq_len
-        key = (alike, chip, num_gpus if sharded else 1, length)
+        key = (alike, chip, num_gpus if sharded else 1)
         if key not in self._tapes:
-            batch = full_batch(strategy, replace(self.workload, seq_len=length))
+            batch = full_batch(strategy, self.workload)
             self._tapes[key] = steady(
                 self.model, alike, batch, num_gpus=key[2], chip=chip, num_layers=self.num_layers
             )
@@ -173,7 +166,7 @@ class Evaluator:
         key = (strategy, _speed_key(hardware))
         if key not in self._times:
             alike = replace(strategy, zero=0, offload=Offload.NONE)
-            tape = self.tapes.steady(alike, HOPPER, self.num_gpus, typical=True)
+            tape = self.tapes.steady(alike, HOPPER, self.num_gpus)
             times = self._multiplicity
             self._times[key] = step_time(tape, times, strategy, self.workload, self.model, hardware)
         return self._times[key]

@@ -23,17 +23,6 @@ def tokens_per_step(strategy: Strategy, workload: Workload, rows: int) -> float:
     return rows * lengths.total_mean_tokens
 
 
-def padded_length(strategy: Strategy, workload: Workload) -> float:
-    """Mean columns of a micro-batch: rows are padded to the longest among them."""
-    lengths = workload.lengths
-    if lengths is None or strategy.packing:
-        return float(workload.seq_len)
-    for micro_batch, mean in lengths.padded_means:
-        if micro_batch >= strategy.micro_batch:
-            return mean
-    return float(workload.seq_len)
-
-
 def examples_per_step(strategy: Strategy, workload: Workload, rows: int) -> float:
     """Examples: one a row, or with packing as many as its tokens make."""
     lengths = workload.lengths

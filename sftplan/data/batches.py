@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 from sftplan.data.collate import MicroBatch, Shape, collate
 from sftplan.data.pack import pack
 from sftplan.data.store import counts
+from sftplan.facts.workload import padded_row_len
+from sftplan.step.batch import in_tiles
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from sftplan.data.mask import Example
-
-TARGET_MULTIPLE = 128  # columns of a matrix product come in tiles of this many
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +66,7 @@ class Batches:
     epochs: float
     train_on_prompt: bool
     pad_id: int
+    least_targets: int = 1  # places for so many, whatever comes
     shape: Shape = field(init=False)
 
     def __post_init__(self) -> None:
@@ -125,7 +126,7 @@ class Batches:
         )
 
     def _step_rows(self, epoch: int, index: int) -> list[int]:
-        order = _shuffled(len(self.rows), self.seed, epoch)
+        order = shuffled(len(self.rows), self.seed, epoch)
         size = self.sharing.rows_per_step
         return list(order[index * size : (index + 1) * size])
 
@@ -139,14 +140,14 @@ class Batches:
 
     def _shape(self) -> Shape:
         """The smallest shape that holds every micro-batch of the run."""
-        targets = documents = 1
+        targets, documents = self.least_targets, 1
         for rows in self._micro_batch_rows():
             targets = max(targets, sum(self.row_targets[row] for row in rows))
             documents = max(documents, sum(len(self.rows[row]) for row in rows))
         return Shape(
             rows=self.sharing.micro_batch,
             row_len=self.row_len,
-            target_capacity=-(-targets // TARGET_MULTIPLE) * TARGET_MULTIPLE,
+            target_capacity=in_tiles(targets),
             document_capacity=documents + self.sharing.micro_batch,  # and each row's padding
         )
 
@@ -162,6 +163,7 @@ def batches(
     row_len: int | None = None,
     train_on_prompt: bool = False,
     pad_id: int = 0,
+    least_targets: int = 1,
 ) -> Batches:
     """Rows of at most `seq_len` tokens, packed or of one example each.
 
@@ -176,16 +178,17 @@ def batches(
             example, up to a multiple of 64.
         train_on_prompt: Every token but each example's first is a target.
         pad_id: Token id of padding; it is masked by position, never by id.
+        least_targets: Places that a micro-batch has for targets, at the least.
     """
     lengths, trained = counts(examples)
-    order = _shuffled(len(examples), seed, -1)
+    order = shuffled(len(examples), seed, -1)
     if packing:
         packed = pack([lengths[index] for index in order], seq_len)
         rows = tuple(tuple(order[at] for at in row) for row in packed)
     else:
         rows = tuple((index,) for index in range(len(examples)))
     targets = [length - 1 for length in lengths] if train_on_prompt else trained
-    longest = seq_len if packing else min(-(-max(lengths) // 64) * 64, seq_len)
+    longest = seq_len if packing else padded_row_len(max(lengths), seq_len)
     return Batches(
         examples=examples,
         rows=rows,
@@ -197,6 +200,7 @@ def batches(
         epochs=epochs,
         train_on_prompt=train_on_prompt,
         pad_id=pad_id,
+        least_targets=least_targets,
     )
 
 
@@ -207,12 +211,12 @@ def split(num_examples: int, *, fraction: float, seed: int = 0) -> tuple[list[in
     >>> len(train), len(held_out), sorted(train + held_out) == list(range(10))
     (8, 2, True)
     """
-    held_out = set(_shuffled(num_examples, seed, -2)[: round(num_examples * fraction)])
+    held_out = set(shuffled(num_examples, seed, -2)[: round(num_examples * fraction)])
     return [i for i in range(num_examples) if i not in held_out], sorted(held_out)
 
 
 @lru_cache(maxsize=4)
-def _shuffled(count: int, seed: int, epoch: int) -> tuple[int, ...]:
+def shuffled(count: int, seed: int, epoch: int) -> tuple[int, ...]:
     """A permutation that depends on nothing but its arguments.
 
     Sorted by `random()`, whose sequence Python promises never to change; `shuffle` promises less.

@@ -25,11 +25,15 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """One turn; `calls` is the JSON text of an assistant's tool calls, as the file has it."""
+    """One turn; `calls` is the JSON text of an assistant's tool calls, as the file has it.
+
+    `trained`: whether it counts if it is an answer.
+    """
 
     role: Role
     text: str
     calls: str = ""
+    trained: bool = True
 
     @property
     def spoken(self) -> str:
@@ -104,7 +108,7 @@ def refuse_beyond(problems: Sequence[Problem], *, skip_bad: int, num_examples: i
     message = (
         f"{len(problems):,} of {num_examples:,} examples cannot be used{allowed}:{shown}{rest}"
     )
-    remedy = f"leave them out with --skip-bad {len(problems)}"
+    remedy = f"correct them, or leave them out with --skip-bad {len(problems)}"
     if len(problems) == num_examples:
-        remedy = "expected instruction/output, prompt/completion, messages or conversations"
-    raise UsageError(message, problems[0].hint or f"correct them, or {remedy}")
+        remedy = "correct them: there is no other example"
+    raise UsageError(message, problems[0].hint or remedy)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from typing import TYPE_CHECKING
 
 from sftplan.data.conversation import BadExampleError, Conversation, Role, Turn
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from sftplan.data.conversation import Place
 
+_INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp", "Zs"})
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ROLES = {
     "system": Role.SYSTEM, "developer": Role.SYSTEM,
@@ -105,9 +107,18 @@ def _text(record: Mapping[str, object], field: str, *, path: str = "", empty: bo
         raise BadExampleError(
             field=path, reason="holds half of a surrogate pair, which is no character"
         )
+    if "\0" in value:
+        raise BadExampleError(field=path, reason="holds a NUL, which is no character of a text")
     if not empty and not value.strip():
         raise BadExampleError(field=path, reason="is empty")
+    if not empty and not value.isascii() and all(map(_is_invisible, value)):
+        raise BadExampleError(field=path, reason="holds nothing that can be seen")
     return value
+
+
+def _is_invisible(character: str) -> bool:
+    """Spaces, and what only formats or controls: zero-width spaces, byte order marks."""
+    return unicodedata.category(character) in _INVISIBLE
 
 
 def _joined_parts(parts: list[object], path: str) -> str:
@@ -176,16 +187,41 @@ def _turn(message: object, path: str) -> Turn:
         raise BadExampleError(
             field=f"{path}.{role_key}", reason=reason, hint=did_you_mean(name, _ROLES)
         )
+    trained = _counts(message, path)
     calls = message.get("tool_calls")
     if calls and role is Role.ASSISTANT:
         said = message.get(text_key)
         text = "" if said is None else _text(message, text_key, path=path, empty=True)
-        return Turn(role=role, text=text, calls=json.dumps(calls, ensure_ascii=False))
+        return Turn(role=role, text=text, calls=_calls(calls, path), trained=trained)
     may_be_empty = role in (Role.SYSTEM, Role.TOOL)
     text = _text(message, text_key, path=f"{path}.{text_key}", empty=may_be_empty)
     if name == "function_call" and _is_json_object(text):
-        return Turn(role=role, text="", calls=text)
-    return Turn(role=role, text=text)
+        return Turn(role=role, text="", calls=text, trained=trained)
+    return Turn(role=role, text=text, trained=trained)
+
+
+def _counts(message: Mapping[str, object], path: str) -> bool:
+    """Whether an answer is trained on: `weight` 0 (OpenAI) or `train` false (axolotl) leave it out."""
+    weight, train = message.get("weight", 1), message.get("train", True)
+    if weight not in (None, 0, 1):
+        reason = "is neither 0 nor 1: an answer counts or does not"
+        raise BadExampleError(field=f"{path}.weight", reason=reason)
+    if train not in (None, True, False):
+        raise BadExampleError(field=f"{path}.train", reason="is neither true nor false")
+    return weight != 0 and train is not False
+
+
+def _calls(calls: object, path: str) -> str:
+    """The tool calls as JSON text: an array of objects, or the text of one."""
+    path = f"{path}.tool_calls"
+    if isinstance(calls, str):
+        try:
+            calls = json.loads(calls)
+        except (ValueError, RecursionError):
+            raise BadExampleError(field=path, reason="is text, expected an array") from None
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+        raise BadExampleError(field=path, reason="is no array of objects")
+    return json.dumps(calls, ensure_ascii=False)
 
 
 def _is_json_object(text: str) -> bool:
@@ -247,6 +283,10 @@ def _checked(turns: list[Turn], path: str) -> tuple[Turn, ...]:
     if all(turn.role is not Role.ASSISTANT for turn in turns):
         raise BadExampleError(
             field=path, reason="has no assistant turn: there is nothing to train on"
+        )
+    if not any(turn.role is Role.ASSISTANT and turn.trained for turn in turns):
+        raise BadExampleError(
+            field=path, reason="has no answer that counts: all have weight 0 or train false"
         )
     if any(turn.role is Role.SYSTEM for turn in turns[1:]):
         raise BadExampleError(field=path, reason="has a system turn that is not the first")

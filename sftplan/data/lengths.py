@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from sftplan.data.cache import default_cache_folder
 from sftplan.data.locate import find_tokenizer
 from sftplan.data.prepare import prepare
+from sftplan.facts.workload import padded_row_len
 from sftplan.units import format_count
 
 if TYPE_CHECKING:
@@ -24,9 +25,6 @@ EPSILON = 0.1
 
 MUCH_GREATER = 10
 """How many times counts as ≫: an order of magnitude, our reading."""
-
-ROW_MULTIPLE = 64
-"""Tokens: rows of such lengths fill the tiles of attention and of matrix products."""
 
 
 def measure_lengths(
@@ -72,7 +70,7 @@ def fitting_seq_len(
     longest = measure_lengths(
         data, model=model, seq_len=model.max_positions, tokenizer=tokenizer, skip_bad=skip_bad
     ).total_max_tokens
-    return min(-(-longest // ROW_MULTIPLE) * ROW_MULTIPLE, model.max_positions), longest
+    return padded_row_len(longest, model.max_positions), longest
 
 
 def tokenizer_names(model: ModelShape) -> tuple[str, ...]:

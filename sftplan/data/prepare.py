@@ -73,8 +73,9 @@ def prepare(
     Raises:
         UsageError: A file, its examples or the tokenizer cannot be used.
     """
+    doubt = None
     if vocab_size is not None:
-        check_vocabulary(tokenizer, vocab_size=vocab_size, model=model)
+        doubt = check_vocabulary(tokenizer, vocab_size=vocab_size, model=model)
     work = _Work(path, tokenizer, skip_bad, seams=seams, progress=progress)
     tokenised = _tokenised(work, None if seams else cache)
     refuse_beyond(tokenised.skipped, skip_bad=skip_bad, num_examples=tokenised.num_read)
@@ -93,7 +94,7 @@ def prepare(
             num_skipped=len(tokenised.skipped),
         ),
         skipped=tokenised.skipped,
-        notes=tokenised.notes,
+        notes=(*([doubt] if doubt else []), *tokenised.notes),
         num_seams=work.num_seams,
         merged_seams=tuple(work.merged_seams),
     )

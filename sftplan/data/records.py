@@ -15,7 +15,7 @@ import sys
 from typing import TYPE_CHECKING, TypeAlias
 
 from sftplan.data.conversation import BadExampleError, Place
-from sftplan.errors import NotReadyError, UsageError
+from sftplan.errors import NotReadyError, UsageError, json_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,6 +28,8 @@ SUFFIXES = _JSON_SUFFIXES | {".csv", ".tsv", ".parquet"}
 _SPACE = re.compile(r"[ \t\r\n]*")
 _BOM = b"\xef\xbb\xbf"
 _FOREIGN = {
+    b"\xff\xfe\0\0": ("is UTF-32, expected UTF-8", "save it as UTF-8"),
+    b"\0\0\xfe\xff": ("is UTF-32, expected UTF-8", "save it as UTF-8"),
     b"\xff\xfe": ("is UTF-16, expected UTF-8", "save it as UTF-8"),
     b"\xfe\xff": ("is UTF-16, expected UTF-8", "save it as UTF-8"),
     b"\x1f\x8b": ("is compressed with gzip", "unpack it with gunzip"),
@@ -106,12 +108,11 @@ class _StrictDecoder:
         """The value of one line, or what is wrong with it."""
         self._issues.clear()
         try:
-            return self._strict(self._decoder.decode(text))
+            return self._strict(self._decoder.decode(text.rstrip("\r\n")))
         except json.JSONDecodeError as error:
             hint = "each line of a .jsonl file is one complete object"
-            return BadExampleError(
-                field="", reason=f"broken JSON in column {error.colno}: {error.msg}", hint=hint
-            )
+            reason = f"broken JSON in column {error.colno}: {json_words(error)}"
+            return BadExampleError(field="", reason=reason, hint=hint)
         except RecursionError:
             return BadExampleError(field="", reason="JSON is nested too deeply")
         except ValueError as error:  # a number of more than 4300 digits
@@ -124,11 +125,21 @@ class _StrictDecoder:
         return self._strict(value), end
 
 
+_NUL = BadExampleError(
+    field="",
+    reason="holds NUL bytes",
+    hint="the file is UTF-16 or was not written to its end: save it again as UTF-8",
+)
+
+
 def _lines(file: Path) -> Iterator[tuple[int, str | BadExampleError]]:
     """Line number and text, split at line feeds only: other separators may stand in a text."""
     with file.open("rb") as stream:
         for number, raw in enumerate(stream, start=1):
             data = raw.removeprefix(_BOM) if number == 1 else raw
+            if b"\0" in data:
+                yield number, _NUL
+                continue
             try:
                 yield number, data.decode("utf-8")
             except UnicodeDecodeError as error:
@@ -161,6 +172,11 @@ def _broken(file: Path, line: int, row: int, reason: str) -> UsageError:
 
 def _json_array(file: Path) -> Iterator[Record]:
     data = file.read_bytes().removeprefix(_BOM)
+    nul = data.find(b"\0")
+    if nul >= 0:
+        line = data.count(b"\n", 0, nul) + 1
+        message = f"{file}:{line}: {_NUL.reason}"
+        raise UsageError(message, _NUL.hint)
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -181,7 +197,7 @@ def _json_array(file: Path) -> Iterator[Record]:
         try:
             value, end = decoder.element(text, position)
         except json.JSONDecodeError as error:
-            raise _broken(file, error.lineno, row, f"broken JSON: {error.msg}") from None
+            raise _broken(file, error.lineno, row, f"broken JSON: {json_words(error)}") from None
         except RecursionError:
             raise _broken(file, line, row, "JSON is nested too deeply") from None
         except ValueError as error:

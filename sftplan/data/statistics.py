@@ -1,11 +1,13 @@
-"""Statistics of the lengths of examples: means, percentiles, padding, packing, histogram."""
+"""Statistics of the lengths of examples: means, percentiles, packing, targets, histogram."""
 
 from __future__ import annotations
 
+import itertools
 import math
-import random
+import operator
 from typing import TYPE_CHECKING
 
+from sftplan.data.batches import shuffled
 from sftplan.data.pack import fill_fraction, pack
 from sftplan.data.store import counts
 from sftplan.facts.workload import LengthStatistics
@@ -15,8 +17,8 @@ if TYPE_CHECKING:
 
     from sftplan.data.fit import Fitted
 
-PADDED_MICRO_BATCH = 8
-"""Rows that are padded together in `padded_mean_tokens`; other sizes have their own figure."""
+MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
+"""Rows whose targets are counted together in `target_maxima`."""
 
 HISTOGRAM_BINS = 16
 
@@ -42,7 +44,6 @@ def length_statistics(
     total, response = counts(examples)
     n = len(examples)
     ordered = sorted(total)
-    padded = padded_means(total)
     rows = pack(total, fitted.seq_len)
     return LengthStatistics(
         source=source,
@@ -54,14 +55,13 @@ def length_statistics(
         total_max_tokens=ordered[-1],
         total_p50_tokens=percentile(ordered, 0.50),
         total_p95_tokens=percentile(ordered, 0.95),
-        padded_mean_tokens=dict(padded)[PADDED_MICRO_BATCH],
         packed_fill_fraction=fill_fraction(total, len(rows), fitted.seq_len),
         estimated=estimated,
         tokenizer=tokenizer,
         num_cut=fitted.num_cut,
         response_max_tokens=max(response),
         num_packed_rows=len(rows),
-        padded_means=padded,
+        target_maxima=target_maxima(response),
         histogram=histogram(total),
     )
 
@@ -75,21 +75,20 @@ def percentile(ordered: Sequence[int], fraction: float) -> int:
     return ordered[max(math.ceil(fraction * len(ordered)) - 1, 0)]
 
 
-def padded_means(lengths: Sequence[int]) -> tuple[tuple[int, float], ...]:
-    """(micro-batch, mean tokens per row) when shuffled rows are padded to their longest.
+def target_maxima(trained: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """(rows, most trained tokens in so many that follow each other), a row being one example.
 
-    >>> padded_means([4, 4, 4])[:2]
-    ((1, 4.0), (2, 4.0))
+    The order is that of the first epoch of the default seed. Rows that begin anywhere stand for
+    other epochs, whose micro-batches are other ones.
+
+    >>> target_maxima([4, 4, 4])[:3]
+    ((1, 4), (2, 8), (4, 12))
     """
-    shuffled = list(lengths)
-    random.Random(0).shuffle(shuffled)
-    means: list[tuple[int, float]] = []
-    for micro_batch in (1, 2, 4, 8, 16, 32, 64, 128):
-        starts = range(0, len(shuffled), micro_batch)
-        groups = [shuffled[start : start + micro_batch] for start in starts]
-        padded = sum(max(group) * len(group) for group in groups)
-        means.append((micro_batch, padded / len(shuffled)))
-    return tuple(means)
+    order = shuffled(len(trained), 0, 0)
+    sums = list(itertools.accumulate((trained[index] for index in order), initial=0))
+    return tuple(
+        (size, max(map(operator.sub, sums[size:] or sums[-1:], sums))) for size in MICRO_BATCHES
+    )
 
 
 def histogram(lengths: Sequence[int], bins: int = HISTOGRAM_BINS) -> tuple[tuple[int, int], ...]:

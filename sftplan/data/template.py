@@ -76,7 +76,7 @@ class PlainTemplate:
     writes_bos: bool = False
 
     def sequences(self, conversation: Conversation) -> list[list[Segment]]:
-        """One sequence; every assistant turn is trained on and ends with the end-of-text token."""
+        """One sequence; every assistant turn that counts is trained on; all end with end-of-text."""
         segments: list[Segment] = []
         prompt = f"### Tools:\n{conversation.tools}\n\n" if conversation.tools else ""
         for turn in conversation.turns:
@@ -89,7 +89,7 @@ class PlainTemplate:
                     prompt += f"### Result:\n{turn.text}\n\n"
                 case Role.ASSISTANT:
                     segments.append(Segment(text=f"{prompt}### Response:\n", trained=False))
-                    segments.append(Segment(text=turn.spoken, trained=True, ends=True))
+                    segments.append(Segment(text=turn.spoken, trained=turn.trained, ends=True))
                     prompt = ""
         return [segments]
 
@@ -113,7 +113,9 @@ class ChatTemplate:
         """One sequence, or one per answer where the template rewrites earlier turns."""
         messages = [_message(turn) for turn in conversation.turns]
         tools = json.loads(conversation.tools) if conversation.tools else None
-        answers = [i for i, t in enumerate(conversation.turns) if t.role is Role.ASSISTANT]
+        answers = [
+            i for i, t in enumerate(conversation.turns) if t.role is Role.ASSISTANT and t.trained
+        ]
         spans = [self._span(messages, index, tools) for index in answers]
         whole = self._render(messages[: answers[-1] + 1], tools, generation=False)
         if all(whole.startswith(prompt + answer) for prompt, answer in spans):

@@ -194,14 +194,30 @@ class BpeTokenizer:
         (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
 
-def check_vocabulary(tokenizer: Tokenizer, *, vocab_size: int, model: str) -> None:
-    """Raise UsageError where the tokenizer makes ids that the model has no row for."""
-    if isinstance(tokenizer, BpeTokenizer) and tokenizer.max_id >= vocab_size:
+# Embeddings are padded for the tiles of products: phi-2 has 51,200 rows for 50,295 ids, 1.8 % more.
+OWN_VOCABULARY_FRACTION = 0.9
+
+
+def check_vocabulary(tokenizer: Tokenizer, *, vocab_size: int, model: str) -> str | None:
+    """What makes one doubt that the tokenizer is the model's, or None.
+
+    Raises:
+        UsageError: It makes ids that the model has no row for.
+    """
+    if not isinstance(tokenizer, BpeTokenizer):
+        return None
+    if tokenizer.max_id >= vocab_size:
         message = (
             f"the tokenizer {tokenizer.name} makes ids up to {tokenizer.max_id:,}, "
             f"{model} has {vocab_size:,} rows of vocabulary"
         )
         raise UsageError(message, "give the model's own tokenizer with --tokenizer DIR")
+    if tokenizer.max_id + 1 >= OWN_VOCABULARY_FRACTION * vocab_size:
+        return None
+    return (
+        f"the tokenizer {tokenizer.name} makes {tokenizer.max_id + 1:,} ids, {model} has "
+        f"{vocab_size:,} rows of vocabulary: is it the model's own?"
+    )
 
 
 def tokenizers_library() -> Any:

@@ -7,7 +7,7 @@ import math
 import re
 from typing import TYPE_CHECKING, NoReturn
 
-from sftplan.errors import UsageError, did_you_mean
+from sftplan.errors import UsageError, did_you_mean, json_words
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,7 +42,7 @@ def parse_object(text: str, source: str) -> dict[str, object]:
     try:
         value = json.loads(text, parse_constant=_reject_constant)
     except json.JSONDecodeError as error:
-        message = f"{source}:{error.lineno}:{error.colno}: broken JSON: {error.msg}"
+        message = f"{source}:{error.lineno}:{error.colno}: broken JSON: {json_words(error)}"
         raise UsageError(message, _broken_hint(text)) from None
     except RecursionError:
         message = f"{source}: nested too deeply to be a configuration"

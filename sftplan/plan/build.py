@@ -115,6 +115,7 @@ def workload_facts(workload: Workload, estimate: Estimate) -> WorkloadFacts:
         num_tokens=workload.num_tokens,
         response_fraction=workload.response_fraction,
         lengths=workload.lengths,
+        train_on_prompt=workload.train_on_prompt,
     )
 
 
@@ -273,7 +274,7 @@ def plan_from_choice(
         neighbours=[_neighbour(other) for other in choice.neighbours],
         why=[Reason(choice=what, reason=reason) for what, reason in choice.reasons],
         remedies=[_remedy(other) for other in choice.remedies],
-        warnings=find_warnings(model, strategy, workload),
+        warnings=find_warnings(model, hardware.gpu, strategy, workload),
         assumptions=list(assumptions),
         sources=find_sources(hardware),
         launch=build_launch(strategy, block_elements=largest_block(model), **nodes),

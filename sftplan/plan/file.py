@@ -5,19 +5,38 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from enum import Enum
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from sftplan.errors import UsageError
+from sftplan.errors import UsageError, json_words
 from sftplan.plan.position import line_of
 from sftplan.plan.record import FORMAT, FORMAT_VERSION, Plan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+# What a file may hold of the figures that a run computes with; beyond them it would fail far from here.
+_BOUNDS = {
+    "inputs.model.num_layers": (1, math.inf),
+    "inputs.model.vocab_size": (1, math.inf),
+    "inputs.hardware.num_gpus": (1, math.inf),
+    "inputs.hardware.gpus_per_node": (1, math.inf),
+    "inputs.hardware.num_nodes": (1, math.inf),
+    "inputs.hardware.gpu.memory_bytes": (1, math.inf),
+    "inputs.workload.seq_len": (2, math.inf),
+    "inputs.workload.global_batch": (1, math.inf),
+    "inputs.workload.epochs": (0, math.inf),
+    "strategy.zero": (0, 3),
+    "strategy.micro_batch": (1, math.inf),
+    "strategy.accumulation": (1, math.inf),
+    "strategy.attention_dropout": (0, 1),
+    "strategy.max_grad_norm": (0, math.inf),
+}
 _EXACT_FLOAT_LIMIT = 2**53  # beyond it a float is no longer every integer
 
 
@@ -99,7 +118,7 @@ def read_json(path: str | Path) -> tuple[str, dict[str, object]]:
         message = f"cannot read {path}: {error.strerror or error}"
         raise UsageError(message) from None
     except json.JSONDecodeError as error:
-        message = f"{path}:{error.lineno}: not JSON: {error.msg} at column {error.colno}"
+        message = f"{path}:{error.lineno}: not JSON: {json_words(error)} at column {error.colno}"
         raise UsageError(message) from None
     except RecursionError:
         message = f"{path}: nested too deeply"
@@ -174,6 +193,11 @@ def read_plan(path: str | Path) -> Plan:
         first = error.errors(include_url=False)[0]
         problem = first["msg"][:1].lower() + first["msg"][1:]
         raise _field_error(path, text, first["loc"], problem) from None
+    for name, (low, high) in _BOUNDS.items():
+        value = attrgetter(name)(plan)
+        if isinstance(value, int | float) and not low <= value <= high:
+            bound = f"at least {low}" if value < low else f"at most {high}"
+            raise _field_error(path, text, name.split("."), f"{value} has to be {bound}")
     unknown = None if newer else _unknown_key(header, plan_document(plan))
     if unknown is not None:
         raise _field_error(path, text, unknown, "no such field")

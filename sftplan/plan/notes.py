@@ -11,7 +11,7 @@ from sftplan.facts.strategy import Attention, Optimizer, Precision
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from sftplan.facts.hardware import Hardware
+    from sftplan.facts.hardware import Gpu, Hardware
     from sftplan.facts.model import ModelShape
     from sftplan.facts.strategy import Strategy
     from sftplan.facts.workload import Workload
@@ -70,7 +70,8 @@ def _data_warnings(model: ModelShape, workload: Workload) -> list[str]:
     lengths = workload.lengths
     if lengths is not None and lengths.estimated:
         warnings.append(
-            f"no tokenizer of {model.name} at hand: token counts of {lengths.source} are estimated"
+            f"no tokenizer of {model.name} at hand: token counts of {lengths.source} are estimated, "
+            "`--tokenizer DIR` counts them"
         )
     if lengths is not None and lengths.num_dropped:
         warnings.append(
@@ -85,9 +86,13 @@ def _data_warnings(model: ModelShape, workload: Workload) -> list[str]:
     return warnings
 
 
-def find_warnings(model: ModelShape, strategy: Strategy, workload: Workload) -> list[str]:
+def find_warnings(model: ModelShape, gpu: Gpu, strategy: Strategy, workload: Workload) -> list[str]:
     """What the user should know before spending money, each actionable."""
     warnings = _attention_warnings(model, strategy) + _data_warnings(model, workload)
+    if strategy.precision.value.startswith("bf16") and not gpu.bf16_native:
+        warnings.append(
+            f"{gpu.name} has no bf16 of its own, products are emulated: `--precision fp16-mixed`"
+        )
     if strategy.precision is Precision.BF16_TRUE:
         warnings.append("bf16-true rounds small updates away: bf16-master keeps fp32 weights")
     if strategy.optimizer is Optimizer.ADAMW_8BIT:

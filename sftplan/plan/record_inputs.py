@@ -78,6 +78,7 @@ class WorkloadFacts:
     num_tokens: int | None = None
     response_fraction: float | None = None
     lengths: LengthStatistics | None = None
+    train_on_prompt: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ from sftplan.facts.strategy import (
     Optimizer,
     Precision,
 )
+from sftplan.search.rows import LARGEST_MICRO_BATCH
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 
 DEFAULT_GLOBAL_BATCH = 64
 DEFAULT_MARGIN_FRACTION = 0.05
-LARGEST_COUNT = 10**15  # beyond it a typing error is likelier than a run
+# Beyond these a typing error is likelier than a run.
+LARGEST_COUNT = 10**15
+LARGEST_EPOCHS = 10**6
 
 CHOICES: Mapping[str, type[StrEnum]] = {
     "precision": Precision,
@@ -50,13 +53,13 @@ def option_name(knob: str) -> str:
     return "--" + ("seq" if knob == "seq_len" else knob.replace("_", "-"))
 
 
-def check_count(knob: str, value: object) -> int:
-    """A whole number of at least 1."""
+def check_count(knob: str, value: object, most: int = LARGEST_COUNT) -> int:
+    """A whole number from 1 to `most`."""
     if isinstance(value, bool) or not isinstance(value, int):
         message = f"{option_name(knob)} {value!r} is not a whole number"
         raise UsageError(message)
-    if not 1 <= value <= LARGEST_COUNT:
-        bound = "at least 1" if value < 1 else f"at most {LARGEST_COUNT:,}"
+    if not 1 <= value <= most:
+        bound = "at least 1" if value < 1 else f"at most {most:,}"
         message = f"{option_name(knob)} {value} has to be {bound}"
         raise UsageError(message)
     return value
@@ -68,7 +71,8 @@ def check_number(knob: str, value: object, low: float, high: float = math.inf) -
         message = f"{option_name(knob)} {value!r} is not a number"
         raise UsageError(message)
     if not (math.isfinite(value) and low <= value < high):
-        bound = f"at least {low:g}" + ("" if high == math.inf else f" and below {high:g}")
+        upper = f"below {high:,}" if high < math.inf else "finite"
+        bound = f"at least {low:g} and {upper}"
         message = f"{option_name(knob)} {value:g} has to be {bound}"
         raise UsageError(message)
     return float(value)
@@ -77,6 +81,11 @@ def check_number(knob: str, value: object, low: float, high: float = math.inf) -
 def check_seq_len(value: object, model: ModelShape) -> int:
     """A sequence length that the model has positions for."""
     seq_len = check_count("seq_len", value)
+    if seq_len < 2:
+        message = (
+            f"--seq {seq_len} has to be at least 2: a first token has nothing to be predicted from"
+        )
+        raise UsageError(message)
     if seq_len > model.max_positions:
         message = (
             f"--seq {seq_len:,} is {seq_len - model.max_positions:,} more than the "
@@ -99,6 +108,8 @@ def _choice(knob: str, value: object) -> StrEnum:
 def _pin(knob: str, value: object) -> object:
     if knob in CHOICES:
         return _choice(knob, value)
+    if knob == "micro_batch":
+        return check_count(knob, value, LARGEST_MICRO_BATCH)
     if knob in COUNTS:
         return check_count(knob, value)
     if knob == "max_grad_norm":

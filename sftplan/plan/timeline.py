@@ -48,4 +48,5 @@ def workload_of(plan: Plan) -> Workload:
         num_examples=work.num_examples,
         num_tokens=work.num_tokens,
         lengths=work.lengths,
+        train_on_prompt=work.train_on_prompt,
     )

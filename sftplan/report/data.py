@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from sftplan.data.lengths import EPSILON, generalisation_ratio
 from sftplan.data.read import first_lines
 from sftplan.data.statistics import percentile
+from sftplan.facts.workload import padded_row_len
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -166,13 +167,13 @@ def _histogram_lines(prepared: Prepared, style: Style) -> Iterator[str]:
 
 def _row_lines(prepared: Prepared) -> Iterator[str]:
     lengths, seq_len = prepared.lengths, prepared.fitted.seq_len
-    padded = lengths.padded_mean_tokens
+    padded = padded_row_len(lengths.total_max_tokens, seq_len)
     fill = (
         f"{lengths.num_packed_rows:,} rows of {seq_len:,}, {lengths.packed_fill_fraction:.1%} full"
     )
     share = lengths.total_mean_tokens / padded
     yield f"Packed    {fill}"
-    yield f"Padded    {lengths.num_examples:,} rows of {padded:.0f} in the mean, {share:.1%} full"
+    yield f"Padded    {lengths.num_examples:,} rows of {padded:,}, {share:.1%} full"
 
 
 def _loss_lines(prepared: Prepared) -> Iterator[str]:

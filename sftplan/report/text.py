@@ -109,18 +109,18 @@ def _memory(plan: Plan, style: Style) -> list[str]:
 def _step_words(neighbour: Neighbour, chosen_s: float | None) -> str:
     step_s = neighbour.time.step_s
     if step_s is None:
-        return f"{'-':>10}"
-    text = f"{format_duration(step_s):>10}"
+        return f"{'-':>9}"
+    text = f"{format_duration(step_s):>9}"
     return text + (f"  {step_s / chosen_s - 1:+.0%}" if chosen_s else "")
 
 
 def _neighbour_line(plan: Plan, neighbour: Neighbour, style: Style) -> str:
     used = neighbour.memory.gpu.used_bytes
-    line = f"    {change_words(neighbour.change):<25}{format_gib(used):>9}"
+    line = f"    {change_words(neighbour.change):<25}{format_gib(used):>9} "
     over = used - plan.memory.gpu.capacity_bytes
     if neighbour.verdict == "does_not_fit":
         why = f"{format_gib(over)} GiB over" if over > 0 else "inside the margin"
-        return style.paint(f"{line}{'-':>10}  does not fit, {why}", "dim", "red")
+        return style.paint(f"{line}{'-':>9}  does not fit, {why}", "dim", "red")
     line += _step_words(neighbour, plan.time.step_s)
     if neighbour.verdict == "tight":
         line += "  tight"
@@ -133,8 +133,8 @@ def _why(plan: Plan, style: Style, *, verbose: bool) -> list[str]:
     step = "-" if plan.time.step_s is None else format_duration(plan.time.step_s)
     used = format_gib(plan.memory.gpu.used_bytes)
     lines = [
-        f"{'Why (one decision changed)':<29}{'GiB':>9}{'step':>10}",
-        f"    {'chosen':<25}{used:>9}{step:>10}",
+        f"{'Why (one decision changed)':<29}{'GiB':>9} {'step':>9}",
+        f"    {'chosen':<25}{used:>9} {step:>9}",
     ]
     shown = plan.neighbours if verbose else plan.neighbours[:LARGEST_WHY_TABLE]
     lines += [_neighbour_line(plan, neighbour, style) for neighbour in shown]

@@ -20,14 +20,14 @@ def verification_text(found: Mapping[str, Any]) -> str:
         name = row["quantity"]
         error = "" if row["error_fraction"] is None else f"{row['error_fraction']:+.1%}"
         lines.append(
-            f"{name:30}{_number(name, row['predicted']):>12}{_number(name, row['measured']):>12}"
+            f"{name:32}{_number(name, row['predicted']):>12}{_number(name, row['measured']):>12}"
             f"{error:>9}  {MARKS[row['within']]}".rstrip()
         )
     for phase in found["phases"]:
         peak, seconds = phase["peak_allocated_bytes"], phase["seconds"]
         peaks = "" if peak is None else f"{format_gib(peak)} GiB at most"
         times = "" if seconds is None else f"{seconds:.4f} s"
-        lines.append(f"  {phase['name']:28}{times:>12}  {peaks}".rstrip())
+        lines.append(f"  {phase['name']:30}{times:>12}  {peaks}".rstrip())
     lines += [f"Note: {note}" for note in found["notes"]]
     lines += _differences(found["differences"])
     verdict = "Verified" if found["ok"] else "Not as predicted"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,13 +32,17 @@ class Batch:
 
 
 def full_batch(strategy: Strategy, workload: Workload) -> Batch:
-    """The largest micro-batch that can come: full rows, and of packed ones mean documents."""
-    rows, length = strategy.micro_batch, workload.seq_len
+    """The micro-batch of a run, all of one shape: full rows, and of packed ones mean documents."""
+    rows, length = strategy.micro_batch, workload.row_len(packing=strategy.packing)
     tokens = rows * length
     targets = tokens
     fraction = workload.response_fraction
-    if strategy.loss is not Loss.FULL and fraction is not None and strategy.packing:
-        targets = target_capacity(tokens, fraction)
+    if strategy.loss is not Loss.FULL and fraction is not None:
+        targets = (
+            target_capacity(tokens, fraction)
+            if strategy.packing
+            else min(tokens, in_tiles(workload.most_targets(rows)))
+        )
     documents: tuple[int, ...] = ()
     if strategy.packing:
         mean = length if workload.lengths is None else workload.lengths.total_mean_tokens
@@ -47,6 +52,7 @@ def full_batch(strategy: Strategy, workload: Workload) -> Batch:
     return Batch(rows=rows, length=length, num_targets=targets, documents=documents)
 
 
+TARGET_MULTIPLE = 128  # columns of a matrix product come in tiles of this many
 TARGET_HEADROOM_FRACTION = 0.15  # packed rows differ in their share of responses
 
 
@@ -54,6 +60,16 @@ def target_capacity(num_tokens: int, response_fraction: float) -> int:
     """Places for trained positions in a batch of fixed shape, as training sets them up.
 
     >>> target_capacity(8192, 0.7)
-    6595
+    6656
     """
-    return min(num_tokens, round(num_tokens * response_fraction * (1 + TARGET_HEADROOM_FRACTION)))
+    most = math.ceil(num_tokens * response_fraction * (1 + TARGET_HEADROOM_FRACTION))
+    return min(num_tokens, in_tiles(most))
+
+
+def in_tiles(targets: int) -> int:
+    """Places for so many targets, up to a multiple of TARGET_MULTIPLE.
+
+    >>> in_tiles(1), in_tiles(256)
+    (128, 256)
+    """
+    return -(-targets // TARGET_MULTIPLE) * TARGET_MULTIPLE

@@ -15,8 +15,8 @@ from sftplan.detect.gpus import detect
 from sftplan.errors import NotReadyError, SftplanError, UsageError
 from sftplan.facts.strategy import Allocator
 from sftplan.plan.drift import check_drift
-from sftplan.plan.file import plan_sha256
-from sftplan.train.job import Job, refuse_used_folder, write_job
+from sftplan.plan.file import plan_sha256, read_json
+from sftplan.train.job import FINAL, RUN, Job, refuse_used_folder, trains_on_prompt, write_job
 from sftplan.train.settings import settings_of
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sftplan.train.material import Material
 
 LIBRARIES = ("torch", "transformers", "accelerate", "safetensors", "tokenizers")
+DEEPSPEED_VARIABLE = "DS_ACCELERATOR"
 ALLOCATOR_VARIABLE = "PYTORCH_ALLOC_CONF"
 
 
@@ -53,6 +54,7 @@ def launch(
     """
     options.pop("no_verify", None)
     options.pop("verbose", None)
+    options["train_on_prompt"] = trains_on_prompt(plan, options.get("train_on_prompt"))
     job = Job(
         plan=plan,
         data=str(data),
@@ -85,7 +87,10 @@ def check_here(plan: Plan, *, cpu: bool) -> None:
 def start(job: Job, *, ranks: int) -> dict[str, Any]:
     """Run a job in this process, or in one process per GPU."""
     set_allocator(job.plan)
+    if job.settings.cpu:  # transformers imports DeepSpeed on saving, which else warns of no GPU
+        os.environ.setdefault(DEEPSPEED_VARIABLE, "cpu")
     from sftplan.train.material import gather_material
+    from sftplan.train.progress import Progress
 
     refuse_used_folder(job.out, resume=job.resume)
     record: dict[str, Any] = {
@@ -98,8 +103,36 @@ def start(job: Job, *, ranks: int) -> dict[str, Any]:
         "versions": versions(),
     }
     material = gather_material(job, world_size=ranks)  # all that can be wrong, before a GPU is used
+    finished = _finished(job, material) if job.resume else None
+    if finished is not None:
+        Progress(quiet=job.quiet).say(f"{job.out} is finished: nothing is left to do")
+        return finished
     write_job(job)
     return _recorded(job, record, material if ranks == 1 else None, ranks)
+
+
+def _finished(job: Job, material: Material) -> dict[str, Any] | None:
+    """What run.json of this run holds if it has reached its last step, else None.
+
+    Raises:
+        UsageError: It is another run that has; names what differs.
+    """
+    from sftplan.train.checkpoint import check_same
+    from sftplan.train.material import identity_of
+
+    file = job.out / RUN
+    if not file.exists() or not (job.out / FINAL).is_dir():
+        return None
+    record = read_json(file)[1]
+    total = material.training.num_steps
+    steps, was = record.get("steps"), record.get("identity")
+    if record.get("status") != "done" or not isinstance(steps, int) or not isinstance(was, dict):
+        return None
+    if steps < min(total, job.settings.max_steps or total):
+        return None
+    # Which kernel there is shows on the device alone; a finished run needs none.
+    check_same(was, identity_of(job, material, kernel=was["attention"]))
+    return record
 
 
 def _recorded(

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
 
-from sftplan.errors import NotReadyError
+from sftplan.errors import NotReadyError, UsageError, did_you_mean
 from sftplan.facts.strategy import Precision
 from sftplan.plan.file import write_text
+from sftplan.train.job import RUN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from sftplan.plan.record import Plan
 
 METRICS = "metrics.jsonl"
-RUN = "run.json"
 
 
 def peak_flops_per_s(plan: Plan) -> float | None:
@@ -162,11 +162,15 @@ def check_tracker(name: str) -> None:
     except ImportError:
         message = "--tracker needs accelerate, which is not installed"
         raise NotReadyError(message, "`pip install 'sftplan[train]'`") from None
+    known = sorted(tracking.LOGGER_TYPE_TO_CLASS)
+    if name not in known:
+        message = f"--tracker {name!r} is none that accelerate knows"
+        raise UsageError(message, did_you_mean(name, known) or f"trackers: {', '.join(known)}")
     available = {kind.value: kind for kind in tracking.get_available_trackers()}
     if name not in available:
         message = f"--tracker {name} is not installed"
-        known = ", ".join(sorted(available)) or "none"
-        raise NotReadyError(message, f"`pip install {name}`; installed: {known}")
+        installed = ", ".join(sorted(available)) or "none"
+        raise NotReadyError(message, f"`pip install {name}`; installed: {installed}")
 
 
 def start_tracker(name: str, folder: Path, config: Mapping[str, Any]) -> Any:

@@ -258,6 +258,7 @@ def summary_of(run: Run, material: Material) -> dict[str, Any]:
         "skipped_examples": len(material.prepared.skipped),
         **run.meter.summary(),
         "settings": asdict(run.settings),
+        "identity": dict(run.identity),
     }
 
 

@@ -15,6 +15,7 @@ Gauss-Newton with derivatives by differences.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -104,7 +105,7 @@ def predictor(observation: Observation) -> Callable[[Hardware], float] | None:
     knobs = dict(observation.strategy)
     strategy = Strategy(**{k: KINDS[k](v) if k in KINDS else v for k, v in knobs.items()})
     workload = workload_of(observation.workload)
-    tape = Tapes(model, workload).steady(strategy, HOPPER, 1, typical=True)
+    tape = Tapes(model, workload).steady(strategy, HOPPER, 1)
     few = few_layers(model, workload.seq_len)
     times = {} if few is None else {MIDDLE: multiplicity(MIDDLE, model.num_layers)}
 
@@ -120,8 +121,11 @@ def workload_of(fields: dict[str, Any]) -> Workload:
     """The workload in an observation."""
     lengths = fields.get("lengths")
     if lengths is not None:
-        pairs = {k: tuple(tuple(p) for p in lengths[k]) for k in ("padded_means", "histogram")}
-        lengths = LengthStatistics(**(lengths | pairs))
+        known = {field.name for field in dataclasses.fields(LengthStatistics)}
+        lengths = {name: value for name, value in lengths.items() if name in known}
+        for name in ("target_maxima", "histogram"):
+            lengths[name] = tuple(tuple(pair) for pair in lengths.get(name, ()))
+        lengths = LengthStatistics(**lengths)
     return Workload(seq_len=fields["seq_len"], global_batch=fields["global_batch"], lengths=lengths)
 
 

@@ -146,6 +146,7 @@ def _built(run: DryRun) -> tuple[Stepper, Layout, Batches]:
         cpu=request.cpu,
         tokenizer=request.tokenizer,
         skip_bad=request.skip_bad,
+        train_on_prompt=plan.inputs.workload.train_on_prompt,
     )
     config = config_of(shape, attention_dropout=strategy.attention_dropout)
     low = product_dtype(strategy.precision)

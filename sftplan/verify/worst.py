@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 from sftplan.data.batches import Sharing, batches
 from sftplan.data.conversation import Place
 from sftplan.data.mask import Example
+from sftplan.plan.timeline import strategy_of, workload_of
+from sftplan.step.batch import full_batch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,7 +32,10 @@ DISTINCT_STEPS = 2  # worth of rows that are made up; later steps take them agai
 
 
 def made_up_batches(plan: Plan, *, num_steps: int, world_size: int) -> Batches:
-    """Steps of random tokens with the lengths that the plan knows: full rows, if it knows none."""
+    """Steps of random tokens with the lengths that the plan knows: full rows, if it knows none.
+
+    The shape is the plan's, so that a few steps stand for the heaviest of a whole run.
+    """
     strategy, work = plan.strategy, plan.inputs.workload
     sharing = Sharing(
         micro_batch=strategy.micro_batch, accumulation=strategy.accumulation, world_size=world_size
@@ -49,6 +54,8 @@ def made_up_batches(plan: Plan, *, num_steps: int, world_size: int) -> Batches:
     found = batches(
         made_up_examples(totals, share, plan.inputs.model.vocab_size),
         seq_len=work.seq_len, sharing=sharing, packing=strategy.packing, seed=SEED,
+        train_on_prompt=work.train_on_prompt,
+        least_targets=full_batch(strategy_of(plan), workload_of(plan)).num_targets,
     )  # fmt: skip
     return replace(found, epochs=math.ceil(num_steps / found.steps_per_epoch))
 

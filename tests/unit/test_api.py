@@ -251,3 +251,13 @@ def test_a_plan_survives_its_file(asked: dict[str, Any], tmp_path: Path) -> None
     write_plan(plan, tmp_path / "plan.json")
 
     assert read_plan(tmp_path / "plan.json") == plan
+
+
+def test_a_pin_that_the_gpu_emulates_is_warned_of() -> None:
+    request: dict[str, Any] = {"model": "gpt2", "seq_len": 512, "hardware": "t4", "command": ["x"]}
+    said = "T4 has no bf16 of its own, products are emulated: `--precision fp16-mixed`"
+
+    assert said in sftplan.api.plan(**request, precision="bf16-mixed").warnings
+    chosen = sftplan.api.plan(**request)
+    assert chosen.strategy.precision == "fp16-mixed"
+    assert said not in chosen.warnings

@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sftplan.cli.main import run
+from sftplan.data.batches import Sharing, batches, shuffled
 from sftplan.data.demo import DEMO_FILE, demo_tokenizer
 from sftplan.data.lengths import measure_lengths
 from sftplan.data.prepare import prepare
-from sftplan.data.statistics import histogram, padded_means
+from sftplan.data.statistics import histogram, target_maxima
 from sftplan.facts.catalogue import builtin
+from sftplan.facts.strategy import Loss, Strategy
+from sftplan.facts.workload import LengthStatistics, Workload
+from sftplan.step.batch import full_batch
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -138,10 +142,36 @@ def test_statistics_agree_with_the_examples(folder: Path) -> None:
     assert lengths.packed_fill_fraction == pytest.approx(total / lengths.num_packed_rows / 128)
 
 
-def test_padding_grows_with_the_micro_batch() -> None:
-    means = [mean for _, mean in padded_means([n % 97 + 1 for n in range(2000)])]
-    assert means == sorted(means)
-    assert means[-1] <= 97
+@pytest.mark.parametrize("loss", [Loss.RESPONSE, Loss.CHUNKED])
+@pytest.mark.parametrize("rows", [1, 2, 8, 32])
+def test_the_plan_knows_the_shape_of_unpacked_training(folder: Path, loss: Loss, rows: int) -> None:
+    model = builtin("gpt2")
+    lengths = measure_lengths(DEMO_FILE, model=model, seq_len=512, tokenizer=folder / "tokenizer")
+    workload = Workload(seq_len=512, global_batch=64, lengths=lengths)
+    planned = full_batch(Strategy(micro_batch=rows, loss=loss, packing=False), workload)
+    examples = prepare(DEMO_FILE, tokenizer=demo_tokenizer(), seq_len=512).examples
+    shape = batches(
+        examples, seq_len=512, sharing=Sharing(micro_batch=rows, accumulation=2), packing=False
+    ).shape
+    assert planned.length == shape.row_len < 512
+    assert shape.target_capacity <= planned.num_targets <= 1.1 * shape.target_capacity + 128
+    assert planned.num_targets < planned.num_tokens
+
+
+def test_targets_between_two_sizes_are_not_below_what_comes() -> None:
+    trained = [n * 37 % 97 + 1 for n in range(2000)]
+    lengths = LengthStatistics(
+        source="x", num_examples=2000, num_dropped=0, prompt_mean_tokens=9.0,
+        response_mean_tokens=49.0, total_mean_tokens=58.0, total_max_tokens=128,
+        total_p50_tokens=50, total_p95_tokens=90, packed_fill_fraction=0.9, estimated=False,
+        tokenizer="x", target_maxima=target_maxima(trained),
+    )  # fmt: skip
+    workload = Workload(seq_len=128, global_batch=64, lengths=lengths)
+    order = [trained[index] for index in shuffled(len(trained), 0, 0)]
+    found = [workload.most_targets(rows) for rows in range(1, 300)]
+    for rows, most in enumerate(found, start=1):
+        chunks = [order[start : start + rows] for start in range(0, len(order), rows)]
+        assert max(map(sum, chunks)) <= most <= rows * max(trained)
 
 
 def test_histogram_of_one_length() -> None:

@@ -176,6 +176,15 @@ BAD_LINES = {
     "system last": CHAT[:-2] + ', {"role": "system", "content": "S"}]}',
     "only a system turn": '{"messages": [{"role": "system", "content": "S"}]}',
     "broken tools": '{"tools": "[", ' + CHAT[1:],
+    "NUL in a text": '{"instruction": "a", "output": "b\\u0000"}',
+    "zero-width response": '{"instruction": "a", "output": "\u200b\ufeff"}',
+    "tool calls a word": CHAT.replace('"Ho"', '"", "tool_calls": "x"'),
+    "tool calls of words": CHAT.replace('"Ho"', '"", "tool_calls": ["x"]'),
+    "no answer that counts": CHAT.replace('"Ho"', '"Ho", "weight": 0'),
+    "half a weight": CHAT.replace('"Ho"', '"Ho", "weight": 0.5'),
+    "train a word": CHAT.replace('"Ho"', '"Ho", "train": "no"'),
+    "UTF-16 line": GOOD.encode("utf-16-le"),
+    "byte order mark within": "\ufeff" + GOOD,
     "deep nesting": '{"instruction": "a", "output": ' + "[" * DEEP + "]" * DEEP + "}",
 }
 
@@ -232,6 +241,55 @@ def test_messages_name_line_field_reason_and_remedy(tmp_path: Path) -> None:
     )
     assert refusal.value.message == f"{file}:2: {expected}"
     assert refusal.value.hint == "did you mean assistant?"
+
+
+@pytest.mark.parametrize(
+    ("data", "name", "words"),
+    [
+        (
+            GOOD[:-5].encode(),
+            "data.jsonl",
+            "data.jsonl:1: broken JSON in column 41: Unterminated string",
+        ),
+        (
+            f"[{GOOD},\n{GOOD[:-5]}".encode(),
+            "data.json",
+            "data.json:2: row 2: broken JSON: Unterminated",
+        ),
+        (f"[{GOOD},\n\0\0]".encode(), "data.json", "data.json:2: holds NUL bytes"),
+        (b"instruction,output\na,b\0\n", "data.csv", "data.csv:2: holds NUL bytes"),
+        (GOOD.encode("utf-32"), "data.jsonl", "is UTF-32, expected UTF-8"),
+        (GOOD.encode("utf-16-le"), "data.jsonl", "holds NUL bytes"),
+    ],
+    ids=["cut line", "cut array", "NUL in an array", "NUL in CSV", "UTF-32", "UTF-16 unmarked"],
+)
+def test_what_is_broken_is_said_in_words(
+    tmp_path: Path, data: bytes, name: str, words: str
+) -> None:
+    with pytest.raises(UsageError) as refusal:
+        read_instructions(write(tmp_path, data, name))
+    assert words in refusal.value.message
+    assert not refusal.value.message.endswith(" at")
+
+
+def test_the_remedy_of_bad_examples_can_be_followed(tmp_path: Path) -> None:
+    empty = '{"instruction": "a", "output": ""}\n'
+    with pytest.raises(UsageError) as refusal:
+        read_instructions(write(tmp_path, empty * 2))
+    assert refusal.value.hint == "correct them: there is no other example"
+    with pytest.raises(UsageError) as refusal:
+        read_instructions(write(tmp_path, empty * 2 + GOOD))
+    assert refusal.value.hint == "correct them, or leave them out with --skip-bad 2"
+
+
+@pytest.mark.parametrize("mark", ['"weight": 0', '"train": false'])
+def test_an_answer_that_is_marked_does_not_count(tmp_path: Path, mark: str) -> None:
+    more = (
+        f'{{"role": "assistant", "content": "Ho", {mark}}}, {{"role": "user", "content": "And"}}, '
+    )
+    text = CHAT.replace('{"role": "assistant"', f'{more}{{"role": "assistant"')
+    (found,) = read_instructions(write(tmp_path, text)).conversations
+    assert [turn.trained for turn in found.turns] == [True, False, True, True]
 
 
 def test_duplicate_keys_and_nan_in_an_array_can_be_skipped(tmp_path: Path) -> None:

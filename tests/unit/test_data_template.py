@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -84,6 +85,17 @@ def test_plain_template_as_documented() -> None:
         (False, "### Instruction:\nQ2\n\n### Response:\n"),
         (True, "A2<|endoftext|>"),
     ]
+
+
+def test_an_answer_that_does_not_count_is_context() -> None:
+    talk = conversation("Q1", "A1", "Q2", "A2")
+    turns = (talk.turns[0], replace(talk.turns[1], trained=False), *talk.turns[2:])
+    for tokenizer in (demo_tokenizer(), chat_tokenizer(CHATML)):
+        (whole,) = examples(tokenizer, talk)
+        (example,) = examples(tokenizer, replace(talk, turns=turns))
+        trained = [text for counts, text in parts(tokenizer, example) if counts]
+        assert list(example.input_ids) == list(whole.input_ids)
+        assert trained == [text for counts, text in parts(tokenizer, whole) if counts][1:]
 
 
 def test_plain_template_shows_tools_calls_and_results() -> None:
@@ -283,6 +295,18 @@ def test_a_tokenizer_beyond_the_vocabulary_is_refused() -> None:
     check_vocabulary(tokenizer, vocab_size=512, model="m")
     with pytest.raises(UsageError, match="makes ids up to 511, m has 511 rows"):
         check_vocabulary(tokenizer, vocab_size=511, model="m")
+
+
+def test_a_tokenizer_of_far_fewer_ids_is_doubted() -> None:
+    tokenizer = demo_tokenizer()
+    said = check_vocabulary(tokenizer, vocab_size=50_257, model="gpt2")
+    assert said is not None
+    assert said.endswith(
+        "makes 512 ids, gpt2 has 50,257 rows of vocabulary: is it the model's own?"
+    )
+    assert check_vocabulary(tokenizer, vocab_size=520, model="padded") is None
+    notes = prepare(DEMO_FILE, tokenizer=tokenizer, seq_len=128, vocab_size=50_257).notes
+    assert "is it the model's own?" in notes[0]
 
 
 def test_added_tokens_count_only_where_they_are_used(tmp_path: Path) -> None:

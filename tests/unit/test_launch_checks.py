@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +23,10 @@ from sftplan.plan.drift import check_drift, machine_differences
 from sftplan.plan.file import plan_sha256, write_plan
 from sftplan.plan.verified import verification_beside, verification_file
 from sftplan.train import launch as training
+from sftplan.train.job import make_folder, trains_on_prompt
 from sftplan.train.nvme import check_nvme
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from sftplan.facts.hardware import Hardware
     from sftplan.plan.record import Plan
 
@@ -208,3 +209,79 @@ def test_states_need_a_folder_with_room(
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free))
     with pytest.raises(UsageError, match=r"1\.39 GiB free, the optimizer's states need 1\.39 GiB"):
         check_nvme(offloaded, model, str(tmp_path))
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_else(
+    plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "plan.json"
+    write_plan(plan, file)
+    used = tmp_path / "used"
+    (used / "final").mkdir(parents=True)
+    arguments = ["launch", str(file), "--data", str(DEMO_FILE)]
+
+    assert run([*arguments, "--out", str(used)]) == ExitCode.USAGE  # before the dry run
+    assert "holds a run already" in capsys.readouterr().err
+    assert run([*arguments, "--out", str(used), "--learning-rate", "-1"]) == ExitCode.USAGE
+    assert "--learning-rate -1 has to be above 0" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="--out /proc/run cannot be made"):
+        make_folder(Path("/proc/run"))
+
+
+def test_launch_says_what_it_trains_and_what_the_plan_warns_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--max-steps", "1", "--save-every", "0", "--eval-split", "0"]
+    assert run(["launch", "--demo", "--out", str(tmp_path / "run"), *options]) == ExitCode.OK
+    told = capsys.readouterr().err
+
+    assert "model: fp32, micro-batch 2, sdpa attention, response loss" in told
+    assert re.search(r"warning: 195 examples are few for [\d.]+ K parameters: n·ε/d = ", told)
+
+
+def test_a_finished_run_is_not_trained_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    demo = ["launch", "--demo", "--out", str(out), "--eval-split", "0", "--save-every", "0"]
+    assert run([*demo, "--epochs", "0.2"]) == ExitCode.OK  # no checkpoint: the model is all
+    written = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    capsys.readouterr()
+
+    assert run([*demo, "--epochs", "0.2", "--resume", "--json"]) == ExitCode.OK
+    told = capsys.readouterr()
+    assert "is finished: nothing is left to do" in told.err
+    assert run(["show", str(out)]) == ExitCode.OK
+    assert "steps " in (shown := capsys.readouterr().out)
+    assert f"model      {out}/final" in shown
+    assert json.loads(told.out) == json.loads(written[out / "run.json"])
+    assert run([*demo, "--epochs", "0.2", "--resume", "--seed", "1"]) == ExitCode.USAGE
+    assert "--resume: seed was 0, now it is 1" in capsys.readouterr().err
+    assert written == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+def test_no_unknown_package_is_named_for_installing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    demo = ["launch", "--demo", "--out", str(tmp_path / "run")]
+    assert run([*demo, "--tracker", "tensorbord"]) == ExitCode.USAGE
+    told = capsys.readouterr().err
+    assert "did you mean tensorboard?" in told
+    assert "pip install" not in told
+
+
+def test_the_plan_decides_on_what_is_trained(tmp_path: Path) -> None:
+    request: dict[str, Any] = {"model": "gpt2", "seq_len": 512, "hardware": "h200-sxm",
+                               "command": ["x"], "loss": "response", "micro_batch": 8}  # fmt: skip
+    responses = sftplan.api.plan(**request, data=str(DEMO_FILE))
+    everything = sftplan.api.plan(**request, data=str(DEMO_FILE), train_on_prompt=True)
+    without_data = sftplan.api.plan(**request)
+
+    assert everything.memory.gpu.by_category["logits"] > responses.memory.gpu.by_category["logits"]
+    assert trains_on_prompt(everything, None)
+    assert not trains_on_prompt(responses, None)
+    assert trains_on_prompt(without_data, True)  # all positions are counted
+    with pytest.raises(UsageError, match="the plan counts the responses alone"):
+        trains_on_prompt(responses, True)
+    with pytest.raises(UsageError, match="the plan counts the responses alone"):
+        training.launch(responses, data=str(DEMO_FILE), out=tmp_path / "x", train_on_prompt=True)

@@ -138,3 +138,21 @@ def test_the_contracts_nested_keys_of_a_neighbour(fitting: Plan) -> None:
 
     assert first[0]["memory"]["gpu"]["used_bytes"] == 40 * 2**30
     assert first[0]["time"]["step_s"] == 1.08
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "bound"),
+    [
+        ("strategy.micro_batch", 0, "at least 1"),
+        ("strategy.accumulation", -3, "at least 1"),
+        ("strategy.zero", 7, "at most 3"),
+        ("inputs.workload.seq_len", -5, "at least 2"),
+        ("inputs.hardware.num_gpus", 0, "at least 1"),
+    ],
+)
+def test_a_figure_that_no_run_can_have_is_refused(
+    tmp_path: Path, fitting: Plan, keys: str, value: int, bound: str
+) -> None:
+    path = damaged(fitting, tmp_path / "plan.json", keys, value)
+    with pytest.raises(UsageError, match=rf"plan\.json:\d+: {keys}: {value} has to be {bound}"):
+        read_plan(path)

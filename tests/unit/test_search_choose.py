@@ -57,7 +57,6 @@ LENGTHS = LengthStatistics(
     total_max_tokens=1024,
     total_p50_tokens=350,
     total_p95_tokens=900,
-    padded_mean_tokens=600.0,
     packed_fill_fraction=0.98,
     estimated=False,
     tokenizer="gpt2",

@@ -41,7 +41,7 @@ def lengths(**changes: Any) -> LengthStatistics:
     fields: dict[str, Any] = {
         "source": "x", "num_examples": 100, "num_dropped": 0, "prompt_mean_tokens": 20.0,
         "response_mean_tokens": 60.0, "total_mean_tokens": 80.0, "total_max_tokens": 200,
-        "total_p50_tokens": 70, "total_p95_tokens": 180, "padded_mean_tokens": 150.0,
+        "total_p50_tokens": 70, "total_p95_tokens": 180,
         "packed_fill_fraction": 0.9, "estimated": False, "tokenizer": "x",
         "histogram": ((50, 30), (100, 50), (200, 20)),
     }  # fmt: skip

@@ -13,6 +13,7 @@ import sftplan.api
 from sftplan.cli.main import run
 from sftplan.cost.allocator import replay
 from sftplan.cost.evaluate import Evaluator
+from sftplan.data.demo import DEMO_FILE
 from sftplan.errors import ExitCode, NotReadyError, UsageError
 from sftplan.facts.catalogue import entries
 from sftplan.facts.resolve import resolve_model
@@ -94,6 +95,23 @@ def test_the_tape_allocates_what_the_real_model_allocates(
 ) -> None:
     """A forgotten copy of a hidden state would be 0.1 % of the largest of them."""
     trace, tape = both(plan_of(folders[name], **knobs))
+    traced, modelled = (replay(x.events, x.sizes, expandable=True) for x in (trace, tape))
+
+    assert modelled.peak_allocated_bytes == pytest.approx(traced.peak_allocated_bytes, rel=5e-4)
+
+
+@pytest.mark.parametrize("loss", ["full", "response", "chunked"])
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("prompts", [False, True])
+def test_rows_of_data_have_the_shape_that_training_gives_them(
+    folders: dict[str, Path], *, packing: bool, prompts: bool, loss: str
+) -> None:
+    trace, tape = both(
+        plan_of(
+            folders["gpt2"], packing=packing, loss=loss, train_on_prompt=prompts,
+            data=str(DEMO_FILE), global_batch=8,
+        )
+    )  # fmt: skip
     traced, modelled = (replay(x.events, x.sizes, expandable=True) for x in (trace, tape))
 
     assert modelled.peak_allocated_bytes == pytest.approx(traced.peak_allocated_bytes, rel=5e-4)
@@ -205,7 +223,8 @@ def test_the_command_verifies_without_a_gpu(
     assert found["mode"] == "trace"
     assert {row["quantity"] for row in found["rows"]} >= {keys.ALLOCATED, keys.RESERVED, keys.FLOPS}
     assert [phase["name"] for phase in found["phases"]] == ["forward", "backward", "optimizer"]
-    assert (tmp_path / "plan.verification.json").exists()
+    assert run(["show", str(tmp_path / "plan.verification.json")]) == ExitCode.OK
+    assert capsys.readouterr().out.startswith("Verified: the prediction holds")
     assert run(["verify", str(path), "--no-gpu"]) == ExitCode.OK
     assert "without it" in capsys.readouterr().out  # compiled blocks show only on a GPU
 
