@@ -37,7 +37,8 @@ def attention_flops_per_token(model: ModelShape, seq_len: int) -> int:
     >>> attention_flops_per_token(builtin("gpt2-large"), 1024)  # 12 · 36 · 20 · 64 · 1024
     566231040
     """
-    return 4 * FORWARD_AND_BACKWARD * model.num_layers * model.query_size * seq_len
+    layers = model.num_layers if model.anatomy is None else model.anatomy.attention_layers
+    return 4 * FORWARD_AND_BACKWARD * layers * model.query_size * seq_len
 
 
 def matrix_parameters(model: ModelShape) -> int:
@@ -50,9 +51,10 @@ def matrix_parameters(model: ModelShape) -> int:
     from sftplan.facts.params import parameters
 
     total = matrices = 0
+    tables = TABLES if model.anatomy is None else model.anatomy.tables
     for parameter in parameters(model):
         total += parameter.num_elements
-        if len(parameter.shape) > 1 and not parameter.name.endswith(TABLES):
+        if len(parameter.shape) > 1 and not parameter.name.endswith(tables):
             matrices += parameter.num_elements
     inactive = total - num_active_parameters(model)
     head = model.vocab_size * (model.embedding_size or model.hidden_size)

@@ -11,7 +11,7 @@ from sftplan.cost.host import host_memory
 from sftplan.cost.memory import allocated_bound_bytes, exact_peaks
 from sftplan.cost.rows import examples_per_step, padded_length, tokens_per_step
 from sftplan.cost.time import step_time
-from sftplan.facts.params import largest_weight
+from sftplan.facts.largest import largest_weight
 from sftplan.facts.strategy import Allocator, Offload
 from sftplan.step.batch import full_batch
 from sftplan.step.repeat import MIDDLE, Events, expand, multiplicity
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sftplan.facts.model import ModelShape
     from sftplan.facts.strategy import Strategy
     from sftplan.facts.workload import Workload
+    from sftplan.step.traced import Tracer
 
 HOPPER_CAPABILITY = 9.0
 QUICK_LAYERS = 8
@@ -67,8 +68,11 @@ def _speed_key(hardware: Hardware) -> tuple[object, ...]:
 class Tapes:
     """The steady steps of one model and workload, each simulated once however it is asked for."""
 
-    def __init__(self, model: ModelShape, workload: Workload) -> None:
+    def __init__(
+        self, model: ModelShape, workload: Workload, *, tracer: Tracer | None = None
+    ) -> None:
         self.workload = workload
+        self.tracer = tracer
         self.model = few_layers(model, workload.seq_len) or model
         self.num_layers = model.num_layers
         self._tapes: dict[tuple[Strategy, Chip, int, int], Tape] = {}
@@ -92,8 +96,9 @@ class Tapes:
         if key not in self._tapes:
             batch = full_batch(strategy, replace(self.workload, seq_len=length))
             self._tapes[key] = steady(
-                self.model, alike, batch, num_gpus=key[2], chip=chip, num_layers=self.num_layers
-            )
+                self.model, alike, batch, num_gpus=key[2], chip=chip, num_layers=self.num_layers,
+                tracer=self.tracer,
+            )  # fmt: skip
         return self._tapes[key]
 
 
@@ -114,9 +119,10 @@ class Evaluator:
         gpus_per_node: int,
         quick: bool = False,
         tapes: Tapes | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self.model = model
-        self.tapes = tapes or Tapes(model, workload)
+        self.tapes = tapes or Tapes(model, workload, tracer=tracer)
         self.quick = quick
         self.workload = workload
         self.num_gpus = num_gpus
@@ -258,8 +264,9 @@ class Evaluator:
         batch = full_batch(strategy, self.workload)
         model = self._few or self.model
         tape = simulate(
-            model, strategy, batch, num_gpus=self.num_gpus, chip=chip, num_layers=num_layers
-        )
+            model, strategy, batch, num_gpus=self.num_gpus, chip=chip, num_layers=num_layers,
+            tracer=self.tapes.tracer,
+        )  # fmt: skip
         if self._few is None:
             return Events(tape.events, tape.sizes, tape.kinds, tape.marks)
         return expand(tape, num_layers)

@@ -9,7 +9,8 @@ import math
 from typing import TYPE_CHECKING, Literal
 
 from sftplan import __version__
-from sftplan.facts.params import largest_block, num_parameters
+from sftplan.facts.largest import largest_block
+from sftplan.facts.params import num_parameters
 from sftplan.plan.file import document
 from sftplan.plan.launch import build_launch
 from sftplan.plan.notes import find_sources, find_warnings
