@@ -25,6 +25,8 @@ def linear_flops_per_token(model: ModelShape) -> int:
     >>> linear_flops_per_token(builtin("gpt2-large"))  # 6 · (36 · 12 · 1280² + 50257 · 1280)
     4632706560
     """
+    if model.anatomy is not None:
+        return FORWARD_AND_BACKWARD * model.anatomy.product_flops
     return 2 * FORWARD_AND_BACKWARD * matrix_parameters(model)
 
 
@@ -51,10 +53,9 @@ def matrix_parameters(model: ModelShape) -> int:
     from sftplan.facts.params import parameters
 
     total = matrices = 0
-    tables = TABLES if model.anatomy is None else model.anatomy.tables
     for parameter in parameters(model):
         total += parameter.num_elements
-        if len(parameter.shape) > 1 and not parameter.name.endswith(tables):
+        if len(parameter.shape) > 1 and not parameter.name.endswith(TABLES):
             matrices += parameter.num_elements
     inactive = total - num_active_parameters(model)
     head = model.vocab_size * (model.embedding_size or model.hidden_size)

@@ -41,7 +41,7 @@ class Anatomy:
     """What transformers builds from a configuration whose family is not modelled.
 
     `config` is its JSON text. `buffers` are names and bytes of tensors that are not trained, `tables`
-    names of parameters that are looked up in, not multiplied with. Names of the layers' tensors begin
+    names of parameters that are looked up in. Names of the layers' tensors begin
     with `blocks`, a dot and the layer's number; `alike` layers do the same.
     """
 
@@ -51,6 +51,7 @@ class Anatomy:
     tables: tuple[str, ...]
     blocks: str
     alike: bool
+    product_flops: int  # of products with weights, forward, per token
     idle_parameters: int  # of experts that a token is not sent to
     attention_layers: int
     attentions: tuple[str, ...]  # kinds that the architecture can run

@@ -106,6 +106,8 @@ def mlp(model: ModelShape) -> Parameters:
             up, down = "mlp.fc1", "mlp.fc2"
         case Family.OPT:
             up, down = "fc1", "fc2"
+        case Family.TRACED:  # listed as a whole, not part by part
+            return ()
     return linear(up, hidden, inner, bias=bias) + linear(down, inner, hidden, bias=bias)
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 MODULE = "sftplan.verify.trace.serve"
 PACKAGES = ("torch", "transformers")
-LAYOUT = 4  # of the answers; raise it with any change of what is traced
+LAYOUT = 6  # of the answers; raise it with any change of what is traced
 LAST_LINES = 3  # of what a process said before it died, in the message
 
 
@@ -103,7 +103,7 @@ class _Process:
     """One that answers, in a session of its own: Ctrl-C is ours, and the pipe's end is its end."""
 
     def __init__(self) -> None:
-        self._log = tempfile.TemporaryFile()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
         self._child = subprocess.Popen(
             [sys.executable, "-m", MODULE], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=self._log, text=True, encoding="utf-8", start_new_session=True,

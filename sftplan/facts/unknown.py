@@ -1,4 +1,4 @@
-"""Models whose family is not modelled: transformers builds them, in a process of its own, and says what they are."""
+"""Models whose family is not modelled: transformers builds them, in a process of its own, and tells."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ def traced_shape(
     try:
         found = ask({"what": "anatomy", "config": text})
     except (UsageError, NotReadyError) as error:
-        raise type(error)(f"{unknown}, and {error.message}", error.hint or _hint(model_type)) from None
+        message = f"{unknown}, and {error.message}"
+        raise type(error)(message, error.hint or _hint(model_type)) from None
     sizes: dict[str, Any] = found["sizes"]
     for key, most in MAXIMA.items():
         if not 0 < sizes[key] <= most:
@@ -57,6 +58,7 @@ def _anatomy(config: str, found: Mapping[str, Any]) -> Anatomy:
         tables=tuple(found["tables"]),
         blocks=found["blocks"],
         alike=found["alike"],
+        product_flops=found["product_flops"],
         idle_parameters=found["idle_parameters"],
         attention_layers=found["attention_layers"],
         attentions=tuple(found["attentions"]),

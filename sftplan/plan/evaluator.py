@@ -34,9 +34,7 @@ def make_evaluator(
     model: ModelShape, workload: Workload, *, num_gpus: int, gpus_per_node: int
 ) -> Evaluator:
     """The costs of a job."""
-    return Evaluator(
-        model, workload, num_gpus=num_gpus, gpus_per_node=gpus_per_node, tracer=trace
-    )
+    return Evaluator(model, workload, num_gpus=num_gpus, gpus_per_node=gpus_per_node, tracer=trace)
 
 
 def trace(model: ModelShape, strategy: Strategy, batch: Batch, chip: Chip) -> Sequence[Pass]:

@@ -170,7 +170,7 @@ def _may_flip_compile(space: Space, strategy: Strategy) -> bool:
 
 
 def _losses(space: Space, strategy: Strategy) -> list[Change]:
-    order = (Loss.RESPONSE, Loss.CHUNKED, Loss.FULL)
+    order: tuple[Loss, ...] = (Loss.RESPONSE, Loss.CHUNKED, Loss.FULL)
     if Loss.RESPONSE not in space.losses:
         order = space.losses
     return [{"loss": each} for each in order if each is not strategy.loss]

@@ -87,7 +87,8 @@ class Space:
         if not self.gpu.bf16_native:
             return self._pinned("precision", Precision.FP16_MIXED)
         if self.model.anatomy is not None and self.model.anatomy.idle_parameters:
-            return self._pinned("precision", Precision.BF16_MASTER)  # fake grouped products are bf16
+            # Experts' products are grouped, and fake ones of them are bf16.
+            return self._pinned("precision", Precision.BF16_MASTER)
         return self._pinned("precision", Precision.BF16_MASTER, Precision.BF16_MIXED)
 
     @property

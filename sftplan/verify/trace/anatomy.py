@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import inspect
-import re
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from sftplan.errors import UsageError
 from sftplan.facts.anatomy import layer_of
+from sftplan.facts.dimensions import MAX_LAYERS
 from sftplan.facts.strategy import Attention
 from sftplan.step.repeat import FEW_LAYERS
 from sftplan.train.compiled import blocks_of
-from sftplan.train.model import without_pad_token
 from sftplan.verify.trace.configs import first, with_layers
+from sftplan.verify.trace.probe import PROBE_TOKENS, build_untrained, probe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-PROBE_TOKENS = 8  # of a forward pass that only shows which operators run
-HEAD_OPS = frozenset(("mm", "addmm", "_unsafe_view"))
-EXPERT = re.compile(r"\.experts\.(\d+)\.")
 INNER_SIZES = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "d_ff")
 POSITIONS = ("max_position_embeddings", "max_seq_len", "max_sequence_length", "seq_length")
 UNBOUNDED_POSITIONS = 2**30  # where the configuration names no limit
@@ -31,12 +27,16 @@ ATTENTION_DROPOUTS = ("attn_pdrop", "attention_dropout")
 
 def anatomy_of(config: Any) -> dict[str, Any]:
     """Everything that planning asks of a model, in JSON's types."""
-    model = built(config, torch.device("meta"))
+    if not 0 < config.num_hidden_layers <= MAX_LAYERS:
+        message = f"it has {config.num_hidden_layers:,} layers: at most {MAX_LAYERS:,} can be built"
+        raise UsageError(message)
+    model = build_untrained(config, torch.device("meta"))
     blocks = blocks_of(model)
     prefix = next(
         name.rpartition(".")[0] for name, module in model.named_modules() if module is blocks[0]
     )
     parameters = [(name, list(p.shape)) for name, p in model.named_parameters()]
+    found = probe(config)
     return {
         "sizes": _sizes(config, model),
         "parameters": parameters,
@@ -44,22 +44,13 @@ def anatomy_of(config: Any) -> dict[str, Any]:
         "tables": _tables(model),
         "blocks": prefix,
         "alike": _alike(config, blocks) and _same_when_few(config, parameters, prefix),
-        "idle_parameters": _idle(config, parameters),
+        "product_flops": found.flops // PROBE_TOKENS,
+        "idle_parameters": found.expert_parameters - found.expert_flops // (2 * PROBE_TOKENS),
         "attention_layers": sum(_attends(block) for block in blocks),
         "attentions": _attentions(model),
-        "plain_head": _plain_head(config),
+        "plain_head": found.plain_head,
         "takes_positions": "position_ids" in inspect.signature(model.base_model.forward).parameters,
     }
-
-
-def built(config: Any, device: torch.device) -> Any:
-    """The model with eager attention, which all of them have."""
-    from transformers import AutoModelForCausalLM
-
-    with device:
-        return AutoModelForCausalLM.from_config(
-            config, attn_implementation="eager", trust_remote_code=False
-        ).train()
 
 
 def _sizes(config: Any, model: Any) -> dict[str, Any]:
@@ -117,18 +108,6 @@ def _attends(block: torch.nn.Module) -> bool:
     return any("attention" in type(module).__name__.lower() for module in block.modules())
 
 
-def _idle(config: Any, parameters: Sequence[tuple[str, list[int]]]) -> int:
-    """Parameters of experts that a token is not sent to: of all but `k` in `n`."""
-    number = first(config, "num_local_experts", "num_experts", "n_routed_experts", default=0) or 0
-    chosen = first(config, "num_experts_per_tok", "num_experts_per_token", "moe_topk", default=number)
-    of_experts = sum(
-        torch.Size(shape).numel()
-        for name, shape in parameters
-        if EXPERT.search(name) or (".experts." in name and shape[0] == number)
-    )
-    return of_experts - of_experts * chosen // number if number else 0
-
-
 def _attentions(model: Any) -> list[str]:
     found = [str(Attention.EAGER)]
     if getattr(model, "_supports_sdpa", False):
@@ -138,38 +117,9 @@ def _attentions(model: Any) -> list[str]:
     return found
 
 
-class _Ops(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Names of what runs and is no view."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.names: list[str] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        space, name, _ = str(func).split(".")
-        if space == "aten" and not func.is_view:
-            self.names.append(name)
-        return func(*args, **(kwargs or {}))
-
-
-def _plain_head(config: Any) -> bool:
-    """Whether nothing but the head's product stands between the last hidden states and the logits."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        model = built(with_layers(config, 1), torch.device("cpu"))
-        if model.get_output_embeddings() is None or model.base_model is model:
-            return False
-        ids = torch.zeros((1, PROBE_TOKENS), dtype=torch.int64)
-        with _Ops() as ops, torch.no_grad(), without_pad_token(model):
-            model.base_model.register_forward_hook(lambda *_: ops.names.clear())
-            model(input_ids=ids, use_cache=False)
-        return set(ops.names) <= HEAD_OPS
-
-
 def _same_when_few(config: Any, parameters: Sequence[tuple[str, list[int]]], prefix: str) -> bool:
     """Whether the model with few layers has the first of the whole one's, and all that is around them."""
     number = min(FEW_LAYERS, config.num_hidden_layers)
-    few = built(with_layers(config, number), torch.device("meta"))
+    few = build_untrained(with_layers(config, number), torch.device("meta"))
     here = [(name, list(p.shape)) for name, p in few.named_parameters()]
     return here == [each for each in parameters if (layer_of(each[0], prefix) or 0) < number]

@@ -35,7 +35,7 @@ class HostCounter(TorchFunctionMode):
     """Tells `count` the name of every operation, and whether the backward pass has a node for it."""
 
     def __init__(self, count: Callable[[str, bool], None]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.count = count
 
     def __torch_function__(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sftplan.verify.trace.works import Work
 
 
-class LayerRecorder(Recorder):
+class LayerRecorder(Recorder):  # type: ignore[no-untyped-call]
     """Marks are the tape's: `forward 3` begins the third layer's forward pass, `backward 3` its backward.
 
     `works` and `hosts` belong to the marks; `gradients` hold the number of each parameter's storage.
@@ -58,13 +58,13 @@ class LayerRecorder(Recorder):
         self.works.append(Counter())
         self.hosts.append(Counter())
         label = self.marks[-1][1]
-        if self.backward:  # a node for each operation that this stretch of the forward pass recorded
+        if self.backward:  # a node for each operation of the same stretch forward
             twin = f"forward {layer}" if layer is not None else "forward end"
             self.hosts[-1].update(self._nodes.pop(twin, Counter()))
         elif self.phase == "forward":
             self._nodes[label] = Counter()
 
-    def count(self, name: str, differentiable: bool) -> None:  # noqa: FBT001 - a callback
+    def count(self, name: str, differentiable: bool) -> None:
         """The host dispatches an operation; outside of layers a backward pass computes nothing again."""
         if not self.hosts or self.marks[-1][1] == "backward":
             return
@@ -115,15 +115,17 @@ def watch(
     for number, block in enumerate(blocks):
         block.register_forward_pre_hook(lambda *_, n=number: entered(n))
         block.register_forward_hook(
-            lambda _, __, out, n=number: _entered_by_gradient(recorder, out, n, n == len(blocks) - 1)
+            lambda _, __, out, n=number: _entered_by_gradient(
+                recorder, out, n, n == len(blocks) - 1
+            )
         )
     for name, parameter in model.named_parameters():
-        parameter.register_post_accumulate_grad_hook(
+        parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
             lambda p, name=name: recorder.took(name, p.grad)
         )
 
 
-def _entered_by_gradient(recorder: LayerRecorder, out: Any, number: int, last: bool) -> None:  # noqa: FBT001
+def _entered_by_gradient(recorder: LayerRecorder, out: Any, number: int, last: bool) -> None:
     """The backward pass enters a layer with the gradient of its result."""
     hidden = out[0] if isinstance(out, (tuple, list)) else out
     hidden.register_hook(lambda _: recorder.enter(number))
