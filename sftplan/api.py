@@ -179,6 +179,7 @@ def plan(
     anything fits; what cannot be planned for raises an SftplanError.
     """
     from sftplan.plan.build import plan_from_choice
+    from sftplan.plan.evaluator import make_evaluator
     from sftplan.search.choose import choose
 
     request = _request(model, seq_len, knobs)
@@ -191,6 +192,7 @@ def plan(
         dict(request.pins),
         margin=request.margin,
         minimize=request.minimize,
+        make_evaluator=make_evaluator,
     )
     return plan_from_choice(
         choice,
@@ -257,8 +259,9 @@ class _Rounds:
 
     def choice(self, machine: Hardware, workload: Workload) -> Any:
         """What to train with on a machine."""
-        from sftplan.cost.evaluate import Evaluator, Tapes
+        from sftplan.cost.evaluate import Evaluator
         from sftplan.facts.hardware import Host
+        from sftplan.plan.evaluator import make_evaluator, make_tapes
         from sftplan.search.choose import choose
         from sftplan.search.coster import machine_key, missing_host_bytes
 
@@ -269,7 +272,7 @@ class _Rounds:
         key = machine_key(machine)
         if key not in self._choices:
             size = (machine.num_gpus, machine.gpus_per_node)
-            self._tapes = self._tapes or Tapes(self.request.model, workload)
+            self._tapes = self._tapes or make_tapes(self.request.model, workload)
             if size not in self._evaluators:
                 self._evaluators[size] = Evaluator(
                     self.request.model,
@@ -287,6 +290,7 @@ class _Rounds:
                 margin=self.request.margin,
                 minimize=self.request.minimize,
                 evaluator=self._evaluators[size],
+                make_evaluator=make_evaluator,
             )
         choice = self._choices[key]
         if choice.verdict != "does_not_fit" and choice.strategy.offload == "none":

@@ -25,6 +25,8 @@ def linear_flops_per_token(model: ModelShape) -> int:
     >>> linear_flops_per_token(builtin("gpt2-large"))  # 6 · (36 · 12 · 1280² + 50257 · 1280)
     4632706560
     """
+    if model.anatomy is not None:
+        return FORWARD_AND_BACKWARD * model.anatomy.product_flops
     return 2 * FORWARD_AND_BACKWARD * matrix_parameters(model)
 
 
@@ -37,7 +39,8 @@ def attention_flops_per_token(model: ModelShape, seq_len: int) -> int:
     >>> attention_flops_per_token(builtin("gpt2-large"), 1024)  # 12 · 36 · 20 · 64 · 1024
     566231040
     """
-    return 4 * FORWARD_AND_BACKWARD * model.num_layers * model.query_size * seq_len
+    layers = model.num_layers if model.anatomy is None else model.anatomy.attention_layers
+    return 4 * FORWARD_AND_BACKWARD * layers * model.query_size * seq_len
 
 
 def matrix_parameters(model: ModelShape) -> int:

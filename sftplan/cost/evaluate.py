@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sftplan.facts.model import ModelShape
     from sftplan.facts.strategy import Strategy
     from sftplan.facts.workload import Workload
+    from sftplan.step.traced import Tracer
 
 HOPPER_CAPABILITY = 9.0
 QUICK_LAYERS = 8
@@ -66,8 +67,11 @@ def _speed_key(hardware: Hardware) -> tuple[object, ...]:
 class Tapes:
     """The steady steps of one model and workload, each simulated once however it is asked for."""
 
-    def __init__(self, model: ModelShape, workload: Workload) -> None:
+    def __init__(
+        self, model: ModelShape, workload: Workload, *, tracer: Tracer | None = None
+    ) -> None:
         self.workload = workload
+        self.tracer = tracer
         self.model = few_layers(model, workload.seq_len) or model
         self.num_layers = model.num_layers
         self._tapes: dict[tuple[Strategy, Chip, int], Tape] = {}
@@ -84,8 +88,9 @@ class Tapes:
         if key not in self._tapes:
             batch = full_batch(strategy, self.workload)
             self._tapes[key] = steady(
-                self.model, alike, batch, num_gpus=key[2], chip=chip, num_layers=self.num_layers
-            )
+                self.model, alike, batch, num_gpus=key[2], chip=chip, num_layers=self.num_layers,
+                tracer=self.tracer,
+            )  # fmt: skip
         return self._tapes[key]
 
 
@@ -106,9 +111,10 @@ class Evaluator:
         gpus_per_node: int,
         quick: bool = False,
         tapes: Tapes | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self.model = model
-        self.tapes = tapes or Tapes(model, workload)
+        self.tapes = tapes or Tapes(model, workload, tracer=tracer)
         self.quick = quick
         self.workload = workload
         self.num_gpus = num_gpus
@@ -248,8 +254,9 @@ class Evaluator:
         batch = full_batch(strategy, self.workload)
         model = self._few or self.model
         tape = simulate(
-            model, strategy, batch, num_gpus=self.num_gpus, chip=chip, num_layers=num_layers
-        )
+            model, strategy, batch, num_gpus=self.num_gpus, chip=chip, num_layers=num_layers,
+            tracer=self.tapes.tracer,
+        )  # fmt: skip
         if self._few is None:
             return Events(tape.events, tape.sizes, tape.kinds, tape.marks)
         return expand(tape, num_layers)

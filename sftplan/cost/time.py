@@ -14,7 +14,7 @@ from sftplan.cost.device import device_of
 from sftplan.cost.estimate import StepTime
 from sftplan.cost.kernels import COMPUTE_KINDS, fraction, kernel_s
 from sftplan.cost.transfers import Transfers
-from sftplan.facts.params import largest_weight
+from sftplan.facts.largest import largest_weight
 from sftplan.facts.strategy import Attention, Offload, Precision
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from sftplan import __version__
 from sftplan.data.conversation import Place, Problem
 from sftplan.data.store import Writer, opened
+from sftplan.facts.folders import cache_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -51,9 +52,8 @@ class _FullError(Exception):
 
 
 def default_cache_folder() -> Path:
-    """Where the user's caches lie: $XDG_CACHE_HOME or ~/.cache."""
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser() / "sftplan" / "data"
+    """Where tokenised data lies."""
+    return cache_folder() / "data"
 
 
 def cache_key(sources: Sequence[Source], tokenizer: BpeTokenizer) -> str:

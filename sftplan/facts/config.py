@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sftplan.errors import UsageError, did_you_mean
+from sftplan.errors import UsageError
 from sftplan.facts.families import READERS
-from sftplan.facts.fields import Fields, show_value
+from sftplan.facts.fields import Fields
 from sftplan.facts.model import ModelShape
+from sftplan.facts.unknown import traced_shape
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,25 +39,23 @@ def shape_from_config(
         if inner is None:
             fields.fail("text_config", f"is missing, which a {model_type} model needs")
         fields, model_type = inner, _TEXT_PART_OF[model_type]
-    if model_type not in READERS:
-        raise _unknown(model_type, source, config)
+    if not model_type:
+        raise _unknown(source, config)
     if config.get("quantization_config") is not None:
         problem = "is there: the weights are quantized, which full fine-tuning cannot train"
         fields.fail("quantization_config", problem, "give the model that it was quantized from")
+    if model_type not in READERS:
+        return traced_shape(config, name=name, source=source, hub_id=hub_id)
     shape = READERS[model_type](fields)
     return ModelShape(name=name, source=source, model_type=model_type, hub_id=hub_id, **shape)
 
 
-def _unknown(model_type: str, source: str, config: Mapping[str, object]) -> UsageError:
-    known = f"known architectures: {', '.join([*READERS, *_TEXT_PART_OF])}"
-    if model_type:
-        close = did_you_mean(model_type[:100], READERS)
-        message = f"{source}: architecture {show_value(model_type)} is not modelled"
-        return UsageError(message, f"{close} {known}" if close else known)
+def _unknown(source: str, config: Mapping[str, object]) -> UsageError:
     if "peft_type" in config:
         message = f"{source}: is the configuration of an adapter, not of a model"
         base = config.get("base_model_name_or_path")
         return UsageError(
             message, f"give its base model: {base}" if isinstance(base, str) else None
         )
+    known = f"known architectures: {', '.join([*READERS, *_TEXT_PART_OF])}, and transformers' own"
     return UsageError(f"{source}: model_type is missing", known)

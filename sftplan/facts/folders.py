@@ -1,4 +1,4 @@
-"""Where the user's own files are: profiles and calibrations."""
+"""Where the user's own files are: profiles and calibrations, and what is kept between runs."""
 
 from __future__ import annotations
 
@@ -19,3 +19,9 @@ def config_folder() -> Path | None:
     except RuntimeError:
         return None
     return base / "sftplan"
+
+
+def cache_folder() -> Path:
+    """Where what can be made again lies: `sftplan` under `$XDG_CACHE_HOME` or `~/.cache`."""
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(home).expanduser() / "sftplan"

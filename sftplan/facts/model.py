@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from sftplan.facts.tensors import Parameter
 
 
 class Family(StrEnum):
@@ -18,6 +21,7 @@ class Family(StrEnum):
     NEOX = "neox"  # Pythia, GPT-NeoX
     OPT = "opt"
     MOE = "moe"  # Mixtral, Qwen2-MoE, Qwen3-MoE
+    TRACED = "traced"  # any other: its passes come from the real model on fake tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +34,29 @@ class Experts:
     shared_intermediate_size: int = 0  # of the always active expert; 0 if there is none
     shared_gate: bool = False
     norm_topk: bool = False  # weights of the chosen experts are divided by their sum
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anatomy:
+    """What transformers builds from a configuration whose family is not modelled.
+
+    `config` is its JSON text. `buffers` are names and bytes of tensors that are not trained, `tables`
+    names of parameters that are looked up in. Names of the layers' tensors begin
+    with `blocks`, a dot and the layer's number; `alike` layers do the same.
+    """
+
+    config: str
+    parameters: tuple[Parameter, ...]
+    buffers: tuple[tuple[str, int], ...]
+    tables: tuple[str, ...]
+    blocks: str
+    alike: bool
+    product_flops: int  # of products with weights, forward, per token
+    idle_parameters: int  # of experts that a token is not sent to
+    attention_layers: int
+    attentions: tuple[str, ...]  # kinds that the architecture can run
+    plain_head: bool  # logits are nothing but the last hidden states' product with the head
+    takes_positions: bool  # else packed documents cannot be told apart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +108,7 @@ class ModelShape:
     experts: Experts | None = None
     dense_layers: tuple[int, ...] = ()  # of a mixture of experts: layers with a plain MLP
     hub_id: str | None = None
+    anatomy: Anatomy | None = None  # of a traced family
 
     @property
     def query_size(self) -> int:

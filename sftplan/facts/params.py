@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sftplan.facts.anatomy import listed
 from sftplan.facts.model import Family
 from sftplan.facts.tensors import Parameter, Parameters, conv1d, count, linear
 
@@ -105,6 +106,8 @@ def mlp(model: ModelShape) -> Parameters:
             up, down = "mlp.fc1", "mlp.fc2"
         case Family.OPT:
             up, down = "fc1", "fc2"
+        case Family.TRACED:  # listed as a whole, not part by part
+            return ()
     return linear(up, hidden, inner, bias=bias) + linear(down, inner, hidden, bias=bias)
 
 
@@ -223,8 +226,10 @@ def parameters(model: ModelShape) -> Parameters:
     >>> len(listed), listed[0].name, listed[-1].name
     (148, 'transformer.wte.weight', 'transformer.ln_f.bias')
     """
+    if model.anatomy is not None:
+        return listed(model.anatomy, model.num_layers)
     prefix, _, name, _ = _NAMES.get(model.family, _LLAMA_NAMES)
-    sparse = layer(model, _first_sparse(model))
+    sparse = layer(model, first_sparse(model))
     dense = layer(model, model.dense_layers[0]) if model.dense_layers else sparse
     found = list(embeddings(model))
     if model.family is Family.OPT:  # built before its layers
@@ -245,11 +250,13 @@ def num_parameters(model: ModelShape) -> int:
     >>> num_parameters(builtin("gpt2-large")), num_parameters(builtin("qwen2.5-0.5b"))
     (774030080, 494032768)
     """
+    if model.anatomy is not None:
+        return count(listed(model.anatomy, model.num_layers))
     around = count(embeddings(model)) + count(final_norm(model)) + count(head(model))
     num_dense = len(model.dense_layers)
     dense = num_dense * count(layer(model, model.dense_layers[0])) if num_dense else 0
     return (
-        around + dense + (model.num_layers - num_dense) * count(layer(model, _first_sparse(model)))
+        around + dense + (model.num_layers - num_dense) * count(layer(model, first_sparse(model)))
     )
 
 
@@ -261,6 +268,8 @@ def num_active_parameters(model: ModelShape) -> int:
     12879925248
     """
     total = num_parameters(model)
+    if model.anatomy is not None:
+        return total - model.anatomy.idle_parameters
     if model.experts is None:
         return total
     each = 3 * model.hidden_size * model.experts.intermediate_size
@@ -268,28 +277,7 @@ def num_active_parameters(model: ModelShape) -> int:
     return total - (model.num_layers - len(model.dense_layers)) * idle * each
 
 
-def largest_block(model: ModelShape) -> int:
-    """Parameters of the block that has most.
-
-    >>> from sftplan.facts.catalogue import builtin
-    >>> largest_block(builtin("gpt2-large"))
-    19677440
-    """
-    return max(count(layer(model, index)) for index in {0, model.num_layers - 1})
-
-
-def largest_weight(model: ModelShape) -> int:
-    """Elements of the largest single weight: mostly the table of tokens.
-
-    >>> from sftplan.facts.catalogue import builtin
-    >>> largest_weight(builtin("gpt2-large"))
-    64328960
-    """
-    some = [*embeddings(model), *layer(model, _first_sparse(model)), *head(model)]
-    return max(weight.num_elements for weight in some)
-
-
-def _first_sparse(model: ModelShape) -> int:
+def first_sparse(model: ModelShape) -> int:
     """The first layer that is no exception; where all are, one past the last."""
     dense = set(model.dense_layers)
     return next(

@@ -9,10 +9,11 @@ import math
 from typing import TYPE_CHECKING, Literal
 
 from sftplan import __version__
-from sftplan.facts.params import largest_block, num_parameters
+from sftplan.facts.largest import largest_block
+from sftplan.facts.params import num_parameters
 from sftplan.plan.file import document
 from sftplan.plan.launch import build_launch
-from sftplan.plan.notes import find_sources, find_warnings
+from sftplan.plan.notes import find_assumptions, find_sources, find_warnings
 from sftplan.plan.record import Plan, Reason
 from sftplan.plan.record_costs import (
     Compute,
@@ -275,7 +276,7 @@ def plan_from_choice(
         why=[Reason(choice=what, reason=reason) for what, reason in choice.reasons],
         remedies=[_remedy(other) for other in choice.remedies],
         warnings=find_warnings(model, hardware.gpu, strategy, workload),
-        assumptions=list(assumptions),
-        sources=find_sources(hardware),
+        assumptions=[*assumptions, *find_assumptions(model)],
+        sources=find_sources(hardware, model),
         launch=build_launch(strategy, block_elements=largest_block(model), **nodes),
     )

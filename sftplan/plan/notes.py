@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # What the step time is computed from, beside the datasheet.
 _TIME_RATES = ("matmul_fraction", "hbm_fraction", "dispatch_scale")
+TRACED = "traced"  # from the real model on fake tensors
 # A chain of figures is as sure as its least sure one.
 _SURENESS = (Source.MEASURED, Source.FORMULA, Source.DATASHEET, Source.ASSUMED)
 
@@ -31,15 +32,16 @@ def least_sure(sources: Iterable[Source]) -> Source:
     return max(sources, key=_SURENESS.index)
 
 
-def find_sources(hardware: Hardware) -> dict[str, str]:
+def find_sources(hardware: Hardware, model: ModelShape) -> dict[str, str]:
     """Where each figure of the plan is from, by its key in the plan."""
     rates = hardware.rates.sources
+    memory = Source.FORMULA if model.anatomy is None else TRACED
     time = [rates.get(name, Source.ASSUMED) for name in _TIME_RATES]
     sources: dict[str, str] = {
-        "inputs.model": Source.FORMULA,
+        "inputs.model": memory,
         "inputs.hardware.gpu": Source.DATASHEET,
-        "memory.gpu.peak_allocated_bytes": Source.FORMULA,
-        "memory.gpu.peak_reserved_bytes": Source.FORMULA,
+        "memory.gpu.peak_allocated_bytes": memory,
+        "memory.gpu.peak_reserved_bytes": memory,
         "memory.gpu.context_bytes": rates.get("context_bytes", Source.ASSUMED),
         "memory.host.peak_bytes": Source.FORMULA,
         "compute": Source.FORMULA,
@@ -52,6 +54,19 @@ def find_sources(hardware: Hardware) -> dict[str, str]:
         sources["calibration"] = hardware.calibration
     sources |= {f"inputs.hardware.rates.{name}": source for name, source in rates.items()}
     return {key: str(source) for key, source in sources.items()}
+
+
+def find_assumptions(model: ModelShape) -> list[str]:
+    """What is not known of a model that is not modelled, and what was therefore not searched."""
+    if model.anatomy is None:
+        return []
+    found = (
+        f"{model.model_type} is not modelled: planned from the passes of transformers' own model, traced; "
+        "searched without compiling, packing, ZeRO and offload"
+    )
+    if not model.anatomy.plain_head:
+        found += ", with transformers' own loss"
+    return [found]
 
 
 def _attention_warnings(model: ModelShape, strategy: Strategy) -> list[str]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from sftplan.cost.evaluate import Evaluator, chip_of
+from sftplan.cost.evaluate import chip_of
 from sftplan.cost.timeline import Timeline, last_step
 from sftplan.facts.resolve import resolve_model
 from sftplan.facts.strategy import Strategy
 from sftplan.facts.workload import Workload
+from sftplan.plan.evaluator import make_evaluator
 
 if TYPE_CHECKING:
     from sftplan.plan.record import Plan
@@ -24,7 +25,7 @@ def plan_timeline(plan: Plan) -> Timeline:
     facts, machine = plan.inputs.model, plan.inputs.hardware
     model = resolve_model(facts.name if facts.source == "builtin" else facts.source)
     strategy, workload = strategy_of(plan), workload_of(plan)
-    evaluator = Evaluator(
+    evaluator = make_evaluator(
         model, workload, num_gpus=machine.num_gpus, gpus_per_node=machine.gpus_per_node
     )
     events = evaluator.events(strategy, chip_of(machine.gpu), model.num_layers)

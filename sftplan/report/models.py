@@ -9,13 +9,14 @@ from rich.console import Console
 from rich.table import Table
 
 from sftplan.facts import params
+from sftplan.facts.anatomy import block_counts
 from sftplan.facts.tensors import count
 from sftplan.units import format_count
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sftplan.facts.model import ModelShape
+    from sftplan.facts.model import Anatomy, ModelShape
 
 _HUB_COLUMN_WIDTH = 110  # narrower screens do without the hub ids
 
@@ -58,6 +59,8 @@ def parts(model: ModelShape) -> dict[str, int]:
     >>> parts(builtin("gpt2"))["attention"]  # 12 * 2362368
     28348416
     """
+    if model.anatomy is not None:
+        return _listed_parts(model, model.anatomy)
     found = {
         "embeddings": count(params.embeddings(model)),
         "attention": model.num_layers * count(params.attention(model)),
@@ -70,6 +73,14 @@ def parts(model: ModelShape) -> dict[str, int]:
         found["experts"] = (model.num_layers - num_dense) * sparse
     found["head"] = count(params.head(model))
     found["norms"] = params.num_parameters(model) - sum(found.values())
+    return found
+
+
+def _listed_parts(model: ModelShape, anatomy: Anatomy) -> dict[str, int]:
+    """Of a model of which only its parameters are known: tables, layers, and what is around them."""
+    tables = [p for p in anatomy.parameters if p.name in anatomy.tables]
+    found = {"embeddings": count(tables), "layers": block_counts(anatomy).total()}
+    found["head and norms"] = params.num_parameters(model) - sum(found.values())
     return found
 
 
@@ -127,6 +138,8 @@ def _facts(model: ModelShape) -> list[tuple[str, str]]:
         ("vocabulary", f"{model.vocab_size:,}, {'tied' if model.tied_embeddings else 'not tied'}"),
         ("positions", f"{model.max_positions:,}"),
     ]
+    if model.anatomy is not None:
+        found.append(("planned", "from the real model, traced: its blocks are not modelled"))
     if model.sliding_window:
         sliding = model.layer_kinds.count("sliding") or model.num_layers
         window = f"{model.sliding_window:,} tokens in {sliding} of {model.num_layers} layers"

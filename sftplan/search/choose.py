@@ -40,7 +40,7 @@ def choose(
     The rule for ties is `explore.best_first`'s. `evaluator` may be shared by all machines with as
     many GPUs; `make_evaluator` makes those that a remedy needs.
     """
-    check_pins(pins)
+    check_pins(pins, model)
     make = make_evaluator or _evaluator_factory()
     coster = evaluator or make(
         model, workload, num_gpus=hardware.num_gpus, gpus_per_node=hardware.gpus_per_node

@@ -110,7 +110,7 @@ def changes(space: Space, strategy: Strategy) -> list[Change]:
         _zeros(space, strategy),
         [{"compile": not strategy.compile}] if _may_flip_compile(space, strategy) else [],
         [{"precision": each} for each in space.precisions if each is not strategy.precision],
-        _losses(strategy),
+        _losses(space, strategy),
         _attentions(space, strategy),
         _offloads(space, strategy),
         _packings(space, strategy),
@@ -169,8 +169,10 @@ def _may_flip_compile(space: Space, strategy: Strategy) -> bool:
     return (not strategy.compile) in space.compiles(strategy.zero, strategy.offload)
 
 
-def _losses(strategy: Strategy) -> list[Change]:
-    order = (Loss.RESPONSE, Loss.CHUNKED, Loss.FULL)
+def _losses(space: Space, strategy: Strategy) -> list[Change]:
+    order: tuple[Loss, ...] = (Loss.RESPONSE, Loss.CHUNKED, Loss.FULL)
+    if Loss.RESPONSE not in space.losses:
+        order = space.losses
     return [{"loss": each} for each in order if each is not strategy.loss]
 
 
@@ -178,6 +180,8 @@ def _attentions(space: Space, strategy: Strategy) -> list[Change]:
     if space.model.attention_softcap is not None:
         return []  # only the scores themselves can be capped
     possible = [Attention.SDPA, Attention.EAGER]
+    if space.model.anatomy is not None:
+        possible = [each for each in possible if each in space.model.anatomy.attentions]
     if strategy.packing and space.packs_without_mask(strategy.precision):
         possible.insert(0, Attention.VARLEN)
     return [{"attention": each} for each in possible if each is not strategy.attention]
@@ -205,7 +209,8 @@ def _packings(space: Space, strategy: Strategy) -> list[Change]:
 def _offloads(space: Space, strategy: Strategy) -> list[Change]:
     """One step more or less off the GPU."""
     order = [Offload.NONE, Offload.OPTIMIZER, Offload.ALL]
-    if strategy.offload not in order or strategy.optimizer is Optimizer.ADAMW_8BIT:
+    fixed = strategy.optimizer is Optimizer.ADAMW_8BIT or space.model.anatomy is not None
+    if fixed or strategy.offload not in order:
         return []
     place = order.index(strategy.offload)
     found: list[Change] = []

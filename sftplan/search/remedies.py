@@ -61,7 +61,7 @@ def _prove(attempt: _Attempt) -> Option | None:
     """The best strategy of that job, None unless it fits."""
     search = attempt.search
     try:
-        check_pins(search.space.pins)
+        check_pins(search.space.pins, search.space.model)
         if not _may_fit(search):
             return None
         option = best_option(search)

@@ -21,13 +21,14 @@ from sftplan.facts.strategy import (
     Precision,
     Strategy,
 )
+from sftplan.search.known import check_traced_pins
 from sftplan.search.rows import examples_per_row, micro_batches, rows_per_gpu
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from sftplan.facts.hardware import Gpu
-    from sftplan.facts.model import ModelShape
+    from sftplan.facts.model import Anatomy, ModelShape
     from sftplan.facts.workload import Workload
 
 ON_HOST = (Offload.ALL, Offload.NVME)
@@ -85,6 +86,9 @@ class Space:
         """fp16 only where bf16 is not native; nothing lossy unless pinned."""
         if not self.gpu.bf16_native:
             return self._pinned("precision", Precision.FP16_MIXED)
+        if self.model.anatomy is not None and self.model.anatomy.idle_parameters:
+            # Experts' products are grouped, and fake ones of them are bf16.
+            return self._pinned("precision", Precision.BF16_MASTER)
         return self._pinned("precision", Precision.BF16_MASTER, Precision.BF16_MIXED)
 
     @property
@@ -104,6 +108,8 @@ class Space:
 
     def layouts(self, precision: Precision) -> list[tuple[bool, Attention]]:
         """Packing with its attention. Without data rows are full, and packing brings nothing."""
+        if self.model.anatomy is not None:
+            return self._traced_layouts(self.model.anatomy)
         pinned = self.pins.get("attention")
         capped = self.model.attention_softcap is not None
         rowwise = Attention.EAGER if capped else Attention.SDPA
@@ -120,6 +126,13 @@ class Space:
             for packing in self._pinned("packing", *packings)
         ]
 
+    def _traced_layouts(self, anatomy: Anatomy) -> list[tuple[bool, Attention]]:
+        """Whole rows, as nobody has looked at how the architecture packs, and the kernel that it has."""
+        pinned = self.pins.get("attention")
+        own = Attention.SDPA if Attention.SDPA in anatomy.attentions else Attention.EAGER
+        packings = self._pinned("packing", pinned is Attention.VARLEN)
+        return [(packing, pinned or own) for packing in packings]
+
     @property
     def checkpointings(self) -> tuple[Checkpointing, ...]:
         """From fast to lean."""
@@ -128,12 +141,15 @@ class Space:
     @property
     def losses(self) -> tuple[Loss, ...]:
         """From fast to lean. Without data each position may be trained on: nothing is lost."""
+        if self.model.anatomy is not None and not self.model.anatomy.plain_head:
+            return self._pinned("loss", Loss.FULL)
         return self._pinned("loss", Loss.RESPONSE, Loss.CHUNKED)
 
     @property
     def offloads(self) -> tuple[Offload, ...]:
         """In the order in which they are tried, each only if nothing fits with those before it."""
-        if self.pins.get("optimizer") is Optimizer.ADAMW_8BIT:
+        traced = self.model.anatomy is not None
+        if traced or self.pins.get("optimizer") is Optimizer.ADAMW_8BIT:
             return self._pinned("offload", Offload.NONE)
         return self._pinned("offload", Offload.NONE, Offload.OPTIMIZER, Offload.ALL)
 
@@ -147,12 +163,16 @@ class Space:
             allowed = (0, 1, 2, 3)
         if "zero" in self.pins:
             return tuple(stage for stage in allowed if stage == self.pins["zero"])
+        if self.model.anatomy is not None:
+            return (0,)
         if self.num_gpus > 1:
             return allowed
         return {Offload.NONE: (0,), Offload.OPTIMIZER: (2,)}.get(offload, (3,))
 
     def compiles(self, zero: int, offload: Offload) -> tuple[bool, ...]:
         """The compiler cannot see through the hooks that gather parameters: not there by choice."""
+        if self.model.anatomy is not None:
+            return (False,)
         hooked = zero == 3 or offload in ON_HOST
         return self._pinned("compile", *((False,) if hooked else (True, False)))
 
@@ -212,8 +232,10 @@ class Space:
                 yield from (branch.at(index) for index in range(len(branch.micros)))
 
 
-def check_pins(pins: Mapping[str, Any]) -> None:
-    """Refuse pins that exclude each other."""
+def check_pins(pins: Mapping[str, Any], model: ModelShape) -> None:
+    """Refuse pins that exclude each other, or that this model cannot be planned with."""
+    if model.anatomy is not None:
+        check_traced_pins(pins, model.anatomy, model.model_type)
     offload, zero = pins.get("offload", Offload.NONE), pins.get("zero")
     if offload is Offload.NONE:
         return

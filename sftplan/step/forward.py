@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from sftplan.facts.anatomy import layer_of
 from sftplan.facts.params import parameters
 from sftplan.facts.strategy import Attention, Checkpointing
 from sftplan.step.blocks import BLOCKS
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from sftplan.step.autograd import Node
     from sftplan.step.blocks import Block
     from sftplan.step.tape import Tape
+    from sftplan.step.tensor import Storage
 
 
 @dataclass(slots=True)
@@ -39,7 +41,7 @@ def build_weights(tape: Tape, model: ModelShape, dtype: DType) -> Weights:
     """Allocate the parameters in `model.parameters()` order."""
     weights = Weights(layers=[{} for _ in range(model.num_layers)])
     for parameter in parameters(model):
-        number, name = _layer_of(parameter.name)
+        number, name = _layer_of(parameter.name, model)
         tape.owner = number
         tensor = tape.parameter(parameter.shape, dtype)
         weights.ordered.append((number, tensor))
@@ -50,12 +52,30 @@ def build_weights(tape: Tape, model: ModelShape, dtype: DType) -> Weights:
     return weights
 
 
-def _layer_of(name: str) -> tuple[int | None, str]:
+def build_buffers(tape: Tape, model: ModelShape) -> list[Storage]:
+    """Allocate what a traced model holds beside its parameters."""
+    found: list[Storage] = []
+    if model.anatomy is None:
+        return found
+    for name, num_bytes in model.anatomy.buffers:
+        number = layer_of(name, model.anatomy.blocks)
+        if number is None or number < model.num_layers:
+            tape.enter(number)
+            found.append(tape.storage(num_bytes, "weights"))
+    tape.enter(None)
+    return found
+
+
+def _layer_of(name: str, model: ModelShape) -> tuple[int | None, str]:
     """The number of the layer and the name within it.
 
-    >>> _layer_of("transformer.h.3.ln_1.weight"), _layer_of("lm_head.weight")
+    >>> from sftplan.facts.catalogue import builtin
+    >>> gpt2 = builtin("gpt2")
+    >>> _layer_of("transformer.h.3.ln_1.weight", gpt2), _layer_of("lm_head.weight", gpt2)
     ((3, 'ln_1.weight'), (None, 'lm_head.weight'))
     """
+    if model.anatomy is not None:
+        return layer_of(name, model.anatomy.blocks), name
     _, dot, rest = name.partition(".layers." if ".layers." in name else ".h.")
     number, _, inner = rest.partition(".")
     return (int(number), inner) if dot else (None, name)

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
+from sftplan.facts.params import parameters
 from sftplan.facts.strategy import Precision
-from sftplan.step.forward import build_weights, head_of, hidden_states
+from sftplan.step.forward import build_buffers, build_weights, head_of, hidden_states
 from sftplan.step.loss import head_input, loss_of
 from sftplan.step.repeat import FEW_LAYERS, MIDDLE
 from sftplan.step.shard import Sharding, Shards, sharding_of
 from sftplan.step.tape import HOPPER, Chip, Tape
 from sftplan.step.tensor import DType, Tensor
+from sftplan.step.traced import play
 from sftplan.step.update import Update, clip
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sftplan.facts.model import ModelShape
     from sftplan.facts.strategy import Strategy
     from sftplan.step.batch import Batch
+    from sftplan.step.traced import Pass, Tracer
 
 AUTOCAST = {Precision.FP16_MIXED: DType.FP16, Precision.BF16_MIXED: DType.BF16}
 LOW_WEIGHTS = (Precision.BF16_TRUE, Precision.BF16_MASTER)
@@ -40,14 +46,17 @@ def simulate(
     num_steps: int = 2,
     chip: Chip = HOPPER,
     num_layers: int | None = None,
+    tracer: Tracer | None = None,
 ) -> Tape:
     """The tape of the first steps of one rank, from the building of the model on.
 
     The second step is like all that follow: the optimizer's states exist and the allocator's cache is
     warm. Of many accumulated passes only the first few are on the tape. `num_layers` are those of the
-    whole model where `model` has only a few of them: some buffers grow with all.
+    whole model where `model` has only a few of them: some buffers grow with all. `tracer` has the passes
+    of a model whose family is not written here.
     """
-    run = _Run(model, strategy, batch, sharding_of(strategy, num_gpus), chip, num_layers=num_layers)
+    sharding = sharding_of(strategy, num_gpus)
+    run = _Run(model, strategy, batch, sharding, chip, num_layers=num_layers, tracer=tracer)
     for step in range(num_steps):
         run.step(first=not step)
     run.tape.mark("end")
@@ -62,6 +71,7 @@ def steady(
     num_gpus: int = 1,
     chip: Chip = HOPPER,
     num_layers: int | None = None,
+    tracer: Tracer | None = None,
 ) -> Tape:
     """The tape of one step as all later ones are: states and, while accumulating, gradients are there.
 
@@ -69,7 +79,9 @@ def steady(
     those of `simulate`; what an allocator's cache holds from earlier steps is not in it.
     """
     sharding = sharding_of(strategy, num_gpus)
-    run = _Run(model, strategy, batch, sharding, chip, passes=1, num_layers=num_layers)
+    run = _Run(
+        model, strategy, batch, sharding, chip, passes=1, num_layers=num_layers, tracer=tracer
+    )
     run.settle()
     run.step(first=False)
     run.tape.mark("end")
@@ -89,12 +101,18 @@ class _Run:
         *,
         passes: int = STEADY_PASSES,
         num_layers: int | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self.model, self.strategy, self.batch = model, strategy, batch
         self.sharding = sharding
         self.passes = min(strategy.accumulation, passes)
         tape = self.tape = Tape(AUTOCAST.get(strategy.precision), chip)
         self.weights = build_weights(tape, model, weight_dtype(strategy.precision))
+        self.buffers = build_buffers(tape, model)
+        self.traced: Sequence[Pass] = ()
+        if model.anatomy is not None:
+            assert tracer is not None, f"{model.name} is not modelled and nobody traces it"
+            self.traced = tracer(model, strategy, batch, chip)
         if model.tied_embeddings:  # the head is built with a table of its own, which is then let go
             size = self.weights.ordered[0][1].dtype.size
             tape.scratch(model.vocab_size * (model.embedding_size or model.hidden_size) * size)
@@ -146,7 +164,11 @@ class _Run:
         tape, weights = self.tape, self.weights.ordered
         ids = tape.empty((self.batch.rows, self.batch.length), DType.INT64)
         for number in range(self.passes):
-            self._pass(ids, last=number == self.passes - 1)
+            if self.traced:  # a lone pass that stands for accumulated ones is like the last
+                place = number if self.passes == len(self.traced) else -1
+                play(tape, self.traced[place], self._by_name)
+            else:
+                self._pass(ids, last=number == self.passes - 1)
         if self.strategy.max_grad_norm:
             tape.mark("clip")
             clip(tape, weights)
@@ -159,6 +181,11 @@ class _Run:
         for _, weight in weights:
             assert weight.node is not None
             weight.node.extra = None
+
+    @cached_property
+    def _by_name(self) -> dict[str, Tensor]:
+        ordered = zip(parameters(self.model), self.weights.ordered, strict=True)
+        return {parameter.name: weight for parameter, (_, weight) in ordered}
 
     def _pass(self, ids: Tensor, *, last: bool) -> None:
         """Forward and backward of one micro-batch."""
@@ -184,6 +211,8 @@ class _Run:
 def few_layers(model: ModelShape, seq_len: int) -> ModelShape | None:
     """The model with the few layers that stand for all, or None where layers differ in their ops."""
     if model.num_layers <= FEW_LAYERS or model.dense_layers:
+        return None
+    if model.anatomy is not None and not model.anatomy.alike:
         return None
     window = model.sliding_window
     if model.layer_kinds and window is not None and seq_len > window:

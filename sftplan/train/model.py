@@ -35,16 +35,23 @@ def product_dtype(precision: Precision) -> torch.dtype:
 
 def config_of(shape: ModelShape, *, attention_dropout: float | str = 0.0) -> Any:
     """The transformers configuration of a model, with no cache and the attention dropout asked for."""
+    return trained_config(_published(shape), attention_dropout=attention_dropout)
+
+
+def _published(shape: ModelShape) -> Any:
     from transformers import AutoConfig
 
     if shape.source == "builtin":
         found = next(each for each in entries() if _is_entry(each, shape))
-        config = AutoConfig.for_model(**dict(found.config))
-    else:
-        path = Path(shape.source).expanduser()
-        folder = path if path.is_dir() else path.parent
-        source = str(folder) if path.exists() else shape.source
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        return AutoConfig.for_model(**dict(found.config))
+    path = Path(shape.source).expanduser()
+    folder = path if path.is_dir() else path.parent
+    source = str(folder) if path.exists() else shape.source
+    return AutoConfig.from_pretrained(source, trust_remote_code=False)
+
+
+def trained_config(config: Any, *, attention_dropout: float | str = 0.0) -> Any:
+    """A configuration as training uses it."""
     config.use_cache = False
     if attention_dropout != "model":
         for name in ATTENTION_DROPOUTS:

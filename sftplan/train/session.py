@@ -40,9 +40,11 @@ from sftplan.train.update import Update
 from sftplan.units import format_gib
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from sftplan.plan.record import Plan
+    from sftplan.plan.record_inputs import StrategyRecord
     from sftplan.train.job import Job
     from sftplan.train.settings import Settings
 
@@ -68,11 +70,11 @@ def place_of_process() -> Place:
 
 
 def build_stepper(
-    plan: Plan, config: Any, kernel: Kernel, settings: Settings, *, device: torch.device,
-    weights: str | None = None, world_size: int = 1,
+    strategy: StrategyRecord, config: Any, kernel: Kernel, settings: Settings, *,
+    device: torch.device, deepspeed: Mapping[str, Any], weights: str | None = None,
+    world_size: int = 1,
 ) -> Stepper:  # fmt: skip
     """Model, optimizer and loss of a plan, as training and the dry run use them."""
-    strategy = plan.strategy
     sharded = uses_deepspeed(strategy)
     model = build_model(
         config, precision=strategy.precision, attention=kernel.name, weights=weights,
@@ -84,7 +86,7 @@ def build_stepper(
     update: Update | ShardedUpdate
     if sharded:
         update = ShardedUpdate(
-            model, strategy=strategy, planned=plan.launch.deepspeed, settings=settings,
+            model, strategy=strategy, planned=deepspeed, settings=settings,
             device=device, world_size=world_size,
         )  # fmt: skip
     else:
@@ -165,8 +167,8 @@ def assemble(
     kernel = choose_kernel(plan.strategy.attention, device=device, low=low, config=config)
     layout = Layout(flat=kernel.flat, packed=plan.strategy.packing)
     stepper = build_stepper(
-        plan, config, kernel, settings, device=device, weights=material.weights,
-        world_size=place.world_size,
+        plan.strategy, config, kernel, settings, device=device, deepspeed=plan.launch.deepspeed,
+        weights=material.weights, world_size=place.world_size,
     )  # fmt: skip
     batches = material.training
     evaluation = None

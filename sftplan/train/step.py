@@ -164,11 +164,15 @@ def scaled_loss(stepper: Stepper, inputs: Inputs, factor: Tensor) -> Tensor:
 
 
 def model_inputs(inputs: Inputs) -> dict[str, Any]:
-    """What the model is called with. No mask, no cache: both would mix packed documents."""
+    """What the model is called with. No mask, no cache: both would mix packed documents.
+
+    Where rows simply count, no positions are given: not every architecture takes them.
+    """
+    positions = {} if inputs.position_ids is None else {"position_ids": inputs.position_ids}
     return {
         "input_ids": inputs.input_ids,
-        "position_ids": inputs.position_ids,
         "use_cache": False,
+        **positions,
         **attention_inputs(inputs.cu_seqlens, inputs.longest),
     }
 

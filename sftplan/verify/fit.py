@@ -20,7 +20,6 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from sftplan.cost.evaluate import Tapes
 from sftplan.cost.time import step_time
 from sftplan.errors import SftplanError
 from sftplan.facts.calibration import FITTED, with_rates
@@ -37,6 +36,7 @@ from sftplan.facts.strategy import (
     Strategy,
 )
 from sftplan.facts.workload import LengthStatistics, Workload
+from sftplan.plan.evaluator import make_tapes
 from sftplan.step.repeat import MIDDLE, multiplicity
 from sftplan.step.simulate import few_layers
 from sftplan.step.tape import HOPPER
@@ -105,7 +105,7 @@ def predictor(observation: Observation) -> Callable[[Hardware], float] | None:
     knobs = dict(observation.strategy)
     strategy = Strategy(**{k: KINDS[k](v) if k in KINDS else v for k, v in knobs.items()})
     workload = workload_of(observation.workload)
-    tape = Tapes(model, workload).steady(strategy, HOPPER, 1)
+    tape = make_tapes(model, workload).steady(strategy, HOPPER, 1)
     few = few_layers(model, workload.seq_len)
     times = {} if few is None else {MIDDLE: multiplicity(MIDDLE, model.num_layers)}
 

@@ -160,8 +160,9 @@ def _built(run: DryRun) -> tuple[Stepper, Layout, Batches]:
         found = gather_material(job, world_size=run.world_size).training
         found = replace(found, epochs=max(found.epochs, num_steps / found.steps_per_epoch))
     stepper = build_stepper(
-        plan, config, kernel, settings, device=run.device, world_size=run.world_size
-    )
+        strategy, config, kernel, settings, device=run.device, deepspeed=plan.launch.deepspeed,
+        world_size=run.world_size,
+    )  # fmt: skip
     return stepper, Layout(flat=kernel.flat, packed=strategy.packing), found
 
 

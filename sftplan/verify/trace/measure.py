@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sftplan.cost.allocator import replay
-from sftplan.cost.evaluate import Evaluator, chip_of
+from sftplan.cost.evaluate import chip_of
 from sftplan.cost.timeline import last_step, last_step_start
 from sftplan.errors import NotReadyError
 from sftplan.facts.resolve import resolve_model
 from sftplan.facts.strategy import Allocator, Offload
+from sftplan.plan.evaluator import make_evaluator
 from sftplan.plan.timeline import strategy_of, workload_of
 from sftplan.verify import measurement as keys
 from sftplan.verify.measurement import Measurement, Phase
@@ -87,7 +88,7 @@ def _traceable(plan: Plan) -> tuple[Strategy, list[str]]:
 def _tape(plan: Plan, strategy: Strategy) -> Events:
     facts, machine = plan.inputs.model, plan.inputs.hardware
     model = resolve_model(facts.name if facts.source == "builtin" else facts.source)
-    evaluator = Evaluator(model, workload_of(plan), num_gpus=1, gpus_per_node=1)
+    evaluator = make_evaluator(model, workload_of(plan), num_gpus=1, gpus_per_node=1)
     return evaluator.events(strategy, chip_of(machine.gpu), model.num_layers)
 
 

@@ -86,7 +86,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         count = flops_of(name, args, self.documents)
         if count and not (self.backward and torch.is_grad_enabled()):
             self.flops.append((len(self.events), count))
+        self.ran(func, args, out)
         return out
+
+    def ran(self, func: Any, args: tuple[Any, ...], out: Any) -> None:
+        """For those who want to know more of an operator."""
 
     def _take(self, func: Any, name: str, args: tuple[Any, ...], out: Any) -> None:
         found = out if isinstance(out, (tuple, list)) else (out,)

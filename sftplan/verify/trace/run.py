@@ -60,12 +60,15 @@ def recording(
     chip: Chip, *, documents: tuple[int, ...] = (), packed: bool = False
 ) -> Iterator[Recorder]:
     """Whatever runs inside runs on fake tensors, as on a GPU like `chip`, and is written down."""
-    with (
-        as_on_cuda(chip, packed=packed),
-        FakeTensorMode(allow_non_fake_inputs=True),
-        Recorder(chip, documents) as recorder,
-    ):
+    with faked(chip, packed=packed), Recorder(chip, documents) as recorder:
         yield recorder
+
+
+@contextmanager
+def faked(chip: Chip, *, packed: bool) -> Iterator[None]:
+    """Whatever runs inside runs on fake tensors, as on a GPU like `chip`."""
+    with as_on_cuda(chip, packed=packed), FakeTensorMode(allow_non_fake_inputs=True):
+        yield
 
 
 def trace_of(recorder: Recorder) -> Trace:
@@ -133,8 +136,9 @@ def trace_plan(plan: Plan, chip: Chip) -> Trace:
 def _stepper(plan: Plan, config: Any, kernel: Any) -> Stepper:
     """As training builds it; a loss scale waits for the device, and has no memory to speak of."""
     built = build_stepper(
-        plan, config, kernel, Settings(random_weights=True), device=torch.device(DEVICE)
-    )
+        plan.strategy, config, kernel, Settings(random_weights=True),
+        device=torch.device(DEVICE), deepspeed={},
+    )  # fmt: skip
     return replace(built, scale=None)
 
 
