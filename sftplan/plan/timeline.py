@@ -14,6 +14,7 @@ from sftplan.plan.evaluator import make_evaluator
 
 if TYPE_CHECKING:
     from sftplan.plan.record import Plan
+    from sftplan.plan.record_inputs import StrategyRecord
 
 
 def plan_timeline(plan: Plan) -> Timeline:
@@ -24,7 +25,7 @@ def plan_timeline(plan: Plan) -> Timeline:
     """
     facts, machine = plan.inputs.model, plan.inputs.hardware
     model = resolve_model(facts.name if facts.source == "builtin" else facts.source)
-    strategy, workload = strategy_of(plan), workload_of(plan)
+    strategy, workload = strategy_of(plan.strategy), workload_of(plan)
     evaluator = make_evaluator(
         model, workload, num_gpus=machine.num_gpus, gpus_per_node=machine.gpus_per_node
     )
@@ -32,9 +33,9 @@ def plan_timeline(plan: Plan) -> Timeline:
     return last_step(events).thinned()
 
 
-def strategy_of(plan: Plan) -> Strategy:
+def strategy_of(record: StrategyRecord) -> Strategy:
     """The strategy, without what was pinned of it."""
-    fields = {f.name: getattr(plan.strategy, f.name) for f in dataclasses.fields(Strategy)}
+    fields = {f.name: getattr(record, f.name) for f in dataclasses.fields(Strategy)}
     return Strategy(**fields)
 
 

@@ -55,7 +55,7 @@ def made_up_batches(plan: Plan, *, num_steps: int, world_size: int) -> Batches:
         made_up_examples(totals, share, plan.inputs.model.vocab_size),
         seq_len=work.seq_len, sharing=sharing, packing=strategy.packing, seed=SEED,
         train_on_prompt=work.train_on_prompt,
-        least_targets=full_batch(strategy_of(plan), workload_of(plan)).num_targets,
+        least_targets=full_batch(strategy_of(plan.strategy), workload_of(plan)).num_targets,
     )  # fmt: skip
     return replace(found, epochs=math.ceil(num_steps / found.steps_per_epoch))
 

@@ -81,7 +81,7 @@ def both(plan: Plan) -> tuple[Trace, Events]:
     """The trace of a plan's step and its tape."""
     model = resolve_model(plan.inputs.model.source)
     evaluator = Evaluator(model, workload_of(plan), num_gpus=1, gpus_per_node=1)
-    tape = evaluator.events(strategy_of(plan), HOPPER, model.num_layers)
+    tape = evaluator.events(strategy_of(plan.strategy), HOPPER, model.num_layers)
     return trace_plan(plan, HOPPER), tape
 
 

@@ -77,7 +77,7 @@ def measure_traced(plan: Plan, *, diff: bool = False) -> Traced:
 
 def _traceable(plan: Plan) -> tuple[Strategy, list[str]]:
     """The step that can be traced, and in what it is not the plan's."""
-    strategy, notes = strategy_of(plan), []
+    strategy, notes = strategy_of(plan.strategy), []
     if strategy.compile:
         notes.append(COMPILED)
     if strategy.zero or strategy.offload is not Offload.NONE:
