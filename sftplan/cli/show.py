@@ -80,7 +80,7 @@ def _text(kind: str, parsed: dict[str, object], file: str) -> str:
 
     if kind == "sftplan.verification":
         return verification_text(parsed)
-    if kind == "sftplan.run" and parsed.get("status") == "done":
+    if kind == "sftplan.run" and {"steps", "tokens"} <= parsed.keys():  # it has reached its end
         return run_text(parsed, str(Path(file).parent))
     return json.dumps(parsed, indent=2, ensure_ascii=False)
 

@@ -150,7 +150,8 @@ def _recorded(
         write_run(job.out, record | {"status": "interrupted"})
         raise
     except SftplanError as error:
-        write_run(job.out, record | {"status": "failed", "reason": error.message})
+        with contextlib.suppress(UsageError):  # on a full disk the error itself counts
+            write_run(job.out, record | {"status": "failed", "reason": error.message})
         raise
     except Exception as error:
         write_run(job.out, record | {"status": "failed", "reason": repr(error)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
 
-from sftplan.errors import NotReadyError, UsageError, did_you_mean
+from sftplan.errors import NotReadyError, TrainingFailedError, UsageError, did_you_mean
 from sftplan.facts.strategy import Precision
 from sftplan.plan.file import write_text
 from sftplan.train.job import RUN
@@ -123,15 +124,21 @@ class MetricsFile:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one line."""
-        if self._stream is None:
-            self._stream = self.path.open("a", encoding="utf-8")
-        self._stream.write(json.dumps(finite(record), ensure_ascii=False, allow_nan=False) + "\n")
-        self._stream.flush()
+        line = json.dumps(finite(record), ensure_ascii=False, allow_nan=False) + "\n"
+        try:
+            if self._stream is None:
+                self._stream = self.path.open("a", encoding="utf-8")
+            self._stream.write(line)
+            self._stream.flush()
+        except OSError as error:
+            message = f"{self.path} cannot be written: {error.strerror or error}"
+            raise TrainingFailedError(message, "make room and go on with --resume") from None
 
     def close(self) -> None:
         """No more lines."""
         if self._stream is not None:
-            self._stream.close()
+            with contextlib.suppress(OSError):  # of a line that could not be written: said already
+                self._stream.close()
 
 
 def finite(value: Any) -> Any:

@@ -7,6 +7,7 @@ import functools
 import json
 import shutil
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 
 from sftplan.cli.main import run as command
 from sftplan.data.demo import DEMO_FILE
-from sftplan.errors import ExitCode, NotReadyError
+from sftplan.errors import ExitCode, NotReadyError, TrainingFailedError
 from sftplan.train import loop, metrics, session, stability
 from sftplan.train.job import read_job
 from sftplan.train.schedule import Schedule
@@ -22,7 +23,6 @@ from sftplan.train.step import LossScale, train_step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 QUICK = ("--epochs", "1", "--save-every", "0")  # 10 steps
 
@@ -249,3 +249,11 @@ def test_a_run_whose_data_or_plan_has_changed_is_not_gone_on_with(
     data.write_text(text, encoding="utf-8")
     assert demo(out, *same, "--resume") == ExitCode.OK
     assert [line["step"] for line in lines(out)] == list(range(1, 11))
+
+
+def test_a_line_that_cannot_be_written_ends_the_run(tmp_path: Path) -> None:
+    written = metrics.MetricsFile(tmp_path, done=0)
+    written.path = Path("/dev/full")
+    with pytest.raises(TrainingFailedError, match="/dev/full cannot be written: No space left"):
+        written.write({"step": 1})
+    written.close()
