@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from sftplan import __version__
 from sftplan.detect.gpus import detect
-from sftplan.errors import NotReadyError, SftplanError, UsageError
-from sftplan.facts.strategy import Allocator
+from sftplan.errors import NotReadyError, SftplanError
+from sftplan.facts.strategy import Allocator, Offload
 from sftplan.plan.drift import check_drift
 from sftplan.plan.file import plan_sha256
 from sftplan.train.job import Job, refuse_used_folder, write_job
+from sftplan.train.nodes import Node, node_of
 from sftplan.train.settings import settings_of
 
 if TYPE_CHECKING:
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from sftplan.train.material import Material
 
 LIBRARIES = ("torch", "transformers", "accelerate", "safetensors", "tokenizers")
+BUILD_HINT = (
+    "`apt install g++` and `pip install ninja`; with several CUDA versions, CUDA_HOME names the one"
+)
 ALLOCATOR_VARIABLE = "PYTORCH_ALLOC_CONF"
 
 
@@ -46,13 +51,18 @@ def launch(
         out: Folder of the run.
         resume: Go on from the newest complete checkpoint.
         quiet: Say nothing.
-        options: The fields of `Settings`.
+        options: The fields of `Settings`; of a plan with several nodes also `hosts`, `node_rank`
+            and `port`, on each of them.
 
     Raises:
         SftplanError: Something cannot be used, or the training failed; run.json says why.
     """
     options.pop("no_verify", None)
     options.pop("verbose", None)
+    node = node_of(
+        options.pop("hosts", None), number=options.pop("node_rank", None),
+        port=options.pop("port", None), num_nodes=plan.inputs.hardware.num_nodes,
+    )  # fmt: skip
     job = Job(
         plan=plan,
         data=str(data),
@@ -62,11 +72,8 @@ def launch(
         quiet=quiet,
     )
     check_here(plan, cpu=job.settings.cpu)
-    ranks = 1 if job.settings.cpu else plan.inputs.hardware.num_gpus
-    if plan.inputs.hardware.num_nodes > 1:
-        message = f"{plan.inputs.hardware.num_nodes} nodes: start each one with torchrun"
-        raise UsageError(message, "`sftplan export --to slurm` writes the script")
-    return start(job, ranks=ranks)
+    ranks = 1 if job.settings.cpu else plan.inputs.hardware.gpus_per_node
+    return start(job, ranks=ranks, node=node)
 
 
 def check_here(plan: Plan, *, cpu: bool) -> None:
@@ -82,12 +89,14 @@ def check_here(plan: Plan, *, cpu: bool) -> None:
     check_drift(plan, machine)
 
 
-def start(job: Job, *, ranks: int) -> dict[str, Any]:
-    """Run a job in this process, or in one process per GPU."""
+def start(job: Job, *, ranks: int, node: Node | None = None) -> dict[str, Any]:
+    """Run a job in this process, or in one process per GPU, of which this machine has `ranks`."""
     set_allocator(job.plan)
     from sftplan.train.material import gather_material
 
-    refuse_used_folder(job.out, resume=job.resume)
+    here = node or Node()
+    if here.is_first:  # the folder is one for all machines, and the others may come later
+        refuse_used_folder(job.out, resume=job.resume)
     record: dict[str, Any] = {
         "format": "sftplan.run",
         "created_by": f"sftplan {__version__}",
@@ -97,33 +106,54 @@ def start(job: Job, *, ranks: int) -> dict[str, Any]:
         "started_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "versions": versions(),
     }
-    material = gather_material(job, world_size=ranks)  # all that can be wrong, before a GPU is used
+    world_size = ranks * len(here.hosts)
+    material = gather_material(job, world_size=world_size)  # before a GPU is used
+    if job.plan.strategy.offload is not Offload.NONE and not job.settings.cpu:
+        build_host_optimizer()
     write_job(job)
-    return _recorded(job, record, material if ranks == 1 else None, ranks)
+    return _recorded(job, record, material if world_size == 1 else None, ranks, here)
+
+
+def build_host_optimizer() -> None:
+    """Compile DeepSpeed's AdamW for the host, in a process of its own: this one takes no GPU.
+
+    Raises:
+        NotReadyError: It cannot be compiled here.
+    """
+    command = [sys.executable, "-m", "sftplan.train.engine"]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        message = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "it ended"
+        raise NotReadyError(message.removeprefix("error: "), BUILD_HINT)
 
 
 def _recorded(
-    job: Job, record: dict[str, Any], material: Material | None, ranks: int
+    job: Job, record: dict[str, Any], material: Material | None, ranks: int, node: Node
 ) -> dict[str, Any]:
-    """Run, with how it went in run.json whatever happens."""
+    """Run, with how it went in run.json whatever happens; the first machine writes it."""
     from sftplan.train.metrics import write_run
     from sftplan.train.ranks import run_ranks
     from sftplan.train.session import run_job
 
-    write_run(job.out, record)
+    def write(changes: dict[str, Any]) -> None:
+        if node.is_first:
+            write_run(job.out, record | changes)
+
+    write({})
     try:
-        summary = run_job(job, material) if ranks == 1 else run_ranks(job.out, ranks)
+        alone = ranks * len(node.hosts) == 1
+        summary = run_job(job, material) if alone else run_ranks(job.out, ranks, node)
     except KeyboardInterrupt:
-        write_run(job.out, record | {"status": "interrupted"})
+        write({"status": "interrupted"})
         raise
     except SftplanError as error:
-        write_run(job.out, record | {"status": "failed", "reason": error.message})
+        write({"status": "failed", "reason": error.message})
         raise
     except Exception as error:
-        write_run(job.out, record | {"status": "failed", "reason": repr(error)})
+        write({"status": "failed", "reason": repr(error)})
         raise
     record |= {"status": "done", **summary}
-    write_run(job.out, record)
+    write({})
     return record
 
 
