@@ -26,6 +26,7 @@ RUN = {
     "--learning-rate", "--min-learning-rate", "--warmup", "--weight-decay", "--seed",
     "--train-on-prompt", "--random-weights", "--tokenizer", "--skip-bad", "--spike",
     "--eval-split", "--eval-every", "--save-every", "--keep", "--tracker", "--nvme-path",
+    "--hosts", "--node-rank", "--port",
 }  # fmt: skip
 DATA = {"--tokenizer", "--skip-bad"}
 SURFACE = {

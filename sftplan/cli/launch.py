@@ -55,6 +55,12 @@ RUN_OPTIONS = [
            help="Also log to tensorboard, wandb, trackio ... through accelerate."),
     option("--nvme-path", metavar="DIR", group="Run",
            help="Where --offload nvme keeps its states; /local_nvme."),
+    option("--hosts", metavar="A,B,...", group="Run",
+           help="The plan's nodes; the same command on each, the first one leads."),
+    option("--node-rank", type=click.IntRange(min=0), group="Run",
+           help="Which of --hosts this machine is, from 0; found by its name or address."),
+    option("--port", type=click.IntRange(1, 65534), group="Run",
+           help="Where the processes meet, on the first host; 29500, on one machine any."),
     option("--cpu", is_flag=True, default=None, group="Run",
            help="Train on the processor, whatever the plan is for."),
 ]  # fmt: skip
@@ -62,6 +68,7 @@ RUN_NAMES = (
     "learning_rate", "min_learning_rate", "warmup", "weight_decay", "seed", "train_on_prompt",
     "random_weights", "tokenizer", "skip_bad", "spike", "eval_split", "eval_every", "save_every",
     "keep", "max_steps", "tracker", "nvme_path", "cpu",
+    "hosts", "node_rank", "port",
 )  # fmt: skip
 
 
@@ -124,6 +131,8 @@ def launch(
     _introduce(made, quiet=quiet)
     if options["cpu"]:
         talk("on the processor: no dry run, which measures a GPU", quiet=quiet or no_verify)
+    elif made.inputs.hardware.num_nodes > 1:
+        talk("several machines: no dry run, which measures one", quiet=quiet or no_verify)
     elif not (no_verify or resume):
         _verify_once(made, plan, data, options, quiet=quiet)
     options |= {"resume": resume, "no_verify": no_verify, "quiet": quiet, "verbose": verbose}

@@ -33,7 +33,12 @@ def _resources(plan: Plan) -> dict[str, object]:
 
 
 def render(plan: Plan) -> str:
-    """The YAML of `sky launch`."""
+    """The YAML of `sky launch`; with several nodes OUT has to be in storage that all of them mount."""
+    hosts = ""
+    if plan.inputs.hardware.num_nodes > 1:
+        hosts = (
+            ' --hosts "$(echo "$SKYPILOT_NODE_IPS" | paste -sd,)" --node-rank "$SKYPILOT_NODE_RANK"'
+        )
     task: dict[str, object] = {
         "name": f"sft-{plan.inputs.model.name.replace('/', '-')}",
         "resources": _resources(plan),
@@ -41,7 +46,6 @@ def render(plan: Plan) -> str:
         "workdir": ".",
         "envs": environment(plan),
         "setup": "pip install 'sftplan[train]'\n",
-        "run": 'export MASTER_ADDR=$(echo "$SKYPILOT_NODE_IPS" | head -n 1)\n'
-        "sftplan launch plan.json --data DATA --out OUT\n",
+        "run": f"sftplan launch plan.json --data DATA --out OUT{hosts}\n",
     }
     return render_yaml(task, header(plan), "sky launch skypilot.yaml")

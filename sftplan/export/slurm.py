@@ -21,9 +21,13 @@ def _time_limit(plan: Plan) -> str:
 
 
 def render(plan: Plan) -> str:
-    """One task per node, which starts a process per GPU."""
+    """One task per node, which starts a process per GPU; OUT has to be a folder that all of them share."""
     machine = plan.inputs.hardware
     exports = [f"export {name}={value}" for name, value in plan.launch.env.items()]
+    run = "srun sftplan launch plan.json --data DATA --out OUT"
+    if machine.num_nodes > 1:
+        exports.append('HOSTS=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | paste -sd,)')
+        run += ' --hosts "$HOSTS"'
     return "\n".join(
         [
             "#!/bin/bash",
@@ -35,10 +39,8 @@ def render(plan: Plan) -> str:
             f"#SBATCH --time={_time_limit(plan)}",
             "",
             "set -euo pipefail",
-            'MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
-            "export MASTER_ADDR",
             *exports,
-            "srun sftplan launch plan.json --data DATA --out OUT",
+            run,
             "",
         ]
     )

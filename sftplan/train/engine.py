@@ -14,16 +14,13 @@ from torch import distributed
 
 from sftplan.errors import NotReadyError
 from sftplan.facts.strategy import Offload
+from sftplan.train.launch import BUILD_HINT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sftplan.plan.record_inputs import StrategyRecord
     from sftplan.train.settings import Settings
-
-BUILD_HINT = (
-    "`apt install g++` and `pip install ninja`; with several CUDA versions, CUDA_HOME names the one"
-)
 
 
 def uses_deepspeed(strategy: StrategyRecord) -> bool:
@@ -118,3 +115,11 @@ def settings_here(
         if nvme_path is not None and zero.get(name, {}).get("device") == "nvme":
             zero[name] = {**zero[name], "nvme_path": nvme_path}
     return found | {"zero_optimization": zero}
+
+
+if __name__ == "__main__":
+    load_deepspeed(torch.device("cuda"))
+    try:
+        build_cpu_adam()
+    except NotReadyError as error:
+        sys.exit(f"error: {error.message}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from sftplan import __version__
 from sftplan.detect.gpus import detect
 from sftplan.errors import NotReadyError, SftplanError, UsageError
-from sftplan.facts.strategy import Allocator
+from sftplan.facts.strategy import Allocator, Offload
 from sftplan.plan.drift import check_drift
 from sftplan.plan.file import plan_sha256, read_json
 from sftplan.train.job import FINAL, RUN, Job, refuse_used_folder, trains_on_prompt, write_job
+from sftplan.train.nodes import Node, node_of
 from sftplan.train.settings import settings_of
 
 if TYPE_CHECKING:
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 
 LIBRARIES = ("torch", "transformers", "accelerate", "safetensors", "tokenizers")
 DEEPSPEED_VARIABLE = "DS_ACCELERATOR"
+BUILD_HINT = (
+    "`apt install g++` and `pip install ninja`; with several CUDA versions, CUDA_HOME names the one"
+)
 ALLOCATOR_VARIABLE = "PYTORCH_ALLOC_CONF"
 
 
@@ -47,7 +52,8 @@ def launch(
         out: Folder of the run.
         resume: Go on from the newest complete checkpoint.
         quiet: Say nothing.
-        options: The fields of `Settings`.
+        options: The fields of `Settings`; of a plan with several nodes also `hosts`, `node_rank`
+            and `port`, on each of them.
 
     Raises:
         SftplanError: Something cannot be used, or the training failed; run.json says why.
@@ -55,6 +61,10 @@ def launch(
     options.pop("no_verify", None)
     options.pop("verbose", None)
     options["train_on_prompt"] = trains_on_prompt(plan, options.get("train_on_prompt"))
+    node = node_of(
+        options.pop("hosts", None), number=options.pop("node_rank", None),
+        port=options.pop("port", None), num_nodes=plan.inputs.hardware.num_nodes,
+    )  # fmt: skip
     job = Job(
         plan=plan,
         data=str(data),
@@ -64,11 +74,8 @@ def launch(
         quiet=quiet,
     )
     check_here(plan, cpu=job.settings.cpu)
-    ranks = 1 if job.settings.cpu else plan.inputs.hardware.num_gpus
-    if plan.inputs.hardware.num_nodes > 1:
-        message = f"{plan.inputs.hardware.num_nodes} nodes: start each one with torchrun"
-        raise UsageError(message, "`sftplan export --to slurm` writes the script")
-    return start(job, ranks=ranks)
+    ranks = 1 if job.settings.cpu else plan.inputs.hardware.gpus_per_node
+    return start(job, ranks=ranks, node=node)
 
 
 def check_here(plan: Plan, *, cpu: bool) -> None:
@@ -84,15 +91,17 @@ def check_here(plan: Plan, *, cpu: bool) -> None:
     check_drift(plan, machine)
 
 
-def start(job: Job, *, ranks: int) -> dict[str, Any]:
-    """Run a job in this process, or in one process per GPU."""
+def start(job: Job, *, ranks: int, node: Node | None = None) -> dict[str, Any]:
+    """Run a job in this process, or in one process per GPU, of which this machine has `ranks`."""
     set_allocator(job.plan)
     if job.settings.cpu:  # transformers imports DeepSpeed on saving, which else warns of no GPU
         os.environ.setdefault(DEEPSPEED_VARIABLE, "cpu")
     from sftplan.train.material import gather_material
     from sftplan.train.progress import Progress
 
-    refuse_used_folder(job.out, resume=job.resume)
+    here = node or Node()
+    if here.is_first:  # the folder is one for all machines, and the others may come later
+        refuse_used_folder(job.out, resume=job.resume)
     record: dict[str, Any] = {
         "format": "sftplan.run",
         "created_by": f"sftplan {__version__}",
@@ -102,13 +111,29 @@ def start(job: Job, *, ranks: int) -> dict[str, Any]:
         "started_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "versions": versions(),
     }
-    material = gather_material(job, world_size=ranks)  # all that can be wrong, before a GPU is used
+    world_size = ranks * len(here.hosts)
+    material = gather_material(job, world_size=world_size)  # before a GPU is used
     finished = _finished(job, material) if job.resume else None
     if finished is not None:
         Progress(quiet=job.quiet).say(f"{job.out} is finished: nothing is left to do")
         return finished
+    if job.plan.strategy.offload is not Offload.NONE and not job.settings.cpu:
+        build_host_optimizer()
     write_job(job)
-    return _recorded(job, record, material if ranks == 1 else None, ranks)
+    return _recorded(job, record, material if world_size == 1 else None, ranks, here)
+
+
+def build_host_optimizer() -> None:
+    """Compile DeepSpeed's AdamW for the host, in a process of its own: this one takes no GPU.
+
+    Raises:
+        NotReadyError: It cannot be compiled here.
+    """
+    command = [sys.executable, "-m", "sftplan.train.engine"]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        message = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "it ended"
+        raise NotReadyError(message.removeprefix("error: "), BUILD_HINT)
 
 
 def _finished(job: Job, material: Material) -> dict[str, Any] | None:
@@ -136,28 +161,33 @@ def _finished(job: Job, material: Material) -> dict[str, Any] | None:
 
 
 def _recorded(
-    job: Job, record: dict[str, Any], material: Material | None, ranks: int
+    job: Job, record: dict[str, Any], material: Material | None, ranks: int, node: Node
 ) -> dict[str, Any]:
-    """Run, with how it went in run.json whatever happens."""
+    """Run, with how it went in run.json whatever happens; the first machine writes it."""
     from sftplan.train.metrics import write_run
     from sftplan.train.ranks import run_ranks
     from sftplan.train.session import run_job
 
-    write_run(job.out, record)
+    def write(changes: dict[str, Any]) -> None:
+        if node.is_first:
+            write_run(job.out, record | changes)
+
+    write({})
     try:
-        summary = run_job(job, material) if ranks == 1 else run_ranks(job.out, ranks)
+        alone = ranks * len(node.hosts) == 1
+        summary = run_job(job, material) if alone else run_ranks(job.out, ranks, node)
     except KeyboardInterrupt:
-        write_run(job.out, record | {"status": "interrupted"})
+        write({"status": "interrupted"})
         raise
     except SftplanError as error:
         with contextlib.suppress(UsageError):  # on a full disk the error itself counts
-            write_run(job.out, record | {"status": "failed", "reason": error.message})
+            write({"status": "failed", "reason": error.message})
         raise
     except Exception as error:
-        write_run(job.out, record | {"status": "failed", "reason": repr(error)})
+        write({"status": "failed", "reason": repr(error)})
         raise
     record |= {"status": "done", **summary}
-    write_run(job.out, record)
+    write({})
     return record
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import distributed
 
-from sftplan.errors import DriftError, TrainingFailedError
+from sftplan.errors import DriftError, TrainingFailedError, UsageError
 from sftplan.facts.strategy import Precision, is_captured
 from sftplan.plan.timeline import strategy_of
 from sftplan.train import checkpoint, loop, saving
@@ -232,12 +232,26 @@ def _resume(job: Job, run: Run) -> None:
         if run.rank == 0:
             checkpoint.clear_leftovers(run.checkpoints)
         folder = checkpoint.newest(run.checkpoints, say=run.progress.say)
+        _check_same(run, folder)
         if folder is not None:
             saving.restore(run, folder)
             run.progress.say(f"going on after step {run.done:,} of {run.last_step:,}")
             return
         run.progress.say("no complete checkpoint: starting from the beginning")
     torch.manual_seed(job.settings.seed + 1 + run.rank)
+
+
+def _check_same(run: Run, folder: Path | None) -> None:
+    """All ranks have to go on from the same step, on whichever machine they are."""
+    if run.stepper.world_size == 1:
+        return
+    step = -1 if folder is None else int(folder.name.rpartition("-")[2])
+    steps = torch.tensor([step, -step], device=run.stepper.device)
+    distributed.all_reduce(steps, op=distributed.ReduceOp.MAX)
+    highest, lowest = int(steps[0]), -int(steps[1])
+    if highest != lowest:
+        message = f"rank {run.rank} finds step {step}, others find {lowest} to {highest}"
+        raise UsageError(message, "--out has to be a folder that all machines share")
 
 
 def summary_of(run: Run, material: Material) -> dict[str, Any]:

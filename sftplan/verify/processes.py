@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,8 @@ from sftplan.errors import (
     TrainingFailedError,
     UsageError,
 )
+from sftplan.train.nodes import Node, meeting_port
+from sftplan.train.ranks import place_of_rank
 from sftplan.verify.request import log_file, result_file
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def run_processes(
     """
     processes: Processes = []
     try:
-        port = _free_port() if ranks > 1 else 0
+        port = meeting_port(Node()) if ranks > 1 else 0
         for rank in range(ranks):
             processes.append(_start(folder, rank, ranks, port, module))
         failed = _wait(processes, timeout_s)
@@ -63,24 +64,13 @@ def run_processes(
     return [found for found in results if found is not None]
 
 
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 def _start(folder: Path, rank: int, ranks: int, port: int, module: str) -> subprocess.Popen[bytes]:
     """One rank in a session of its own, so that all that it starts can be ended with it."""
-    place: dict[str, object] = {}
-    if ranks > 1:
-        place = {
-            "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "SFTPLAN_RANKS": ranks,
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-        }  # fmt: skip
+    place = place_of_rank(rank, ranks, Node(), port) if ranks > 1 else {}
     with log_file(folder, rank).open("wb") as log:
         return subprocess.Popen(
             [sys.executable, "-m", module, str(folder.resolve())],
-            env=os.environ | {name: str(value) for name, value in place.items()},
+            env=os.environ | place,
             stdin=subprocess.PIPE,  # ends when we do
             stdout=log,
             stderr=log,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sftplan.data.read import found_from_anywhere
 from sftplan.detect.gpus import detect
-from sftplan.errors import NotReadyError, SftplanError
+from sftplan.errors import NotReadyError, SftplanError, UsageError
 from sftplan.plan.drift import check_drift
 from sftplan.verify.calibrate import learn
 from sftplan.verify.occupancy import all_taken_bytes, taken_meanwhile
@@ -89,6 +89,9 @@ def measure_here(
     Raises:
         SftplanError: There is no such GPU, or a process of the dry run died.
     """
+    if plan.inputs.hardware.num_nodes > 1:
+        message = f"a dry run is of one machine, the plan has {plan.inputs.hardware.num_nodes}"
+        raise UsageError(message, "`--nodes 1` plans for it; `--no-gpu` traces this one")
     if not cpu:
         check_here(plan, rehearse=rehearse is not None)
     request = Request(

@@ -85,7 +85,8 @@ def trained(asked: dict[str, Any]) -> dict[str, Any]:
     )  # fmt: skip
     settings = Settings(learning_rate=rate, random_weights=True, cpu=asked["cpu"])
     stepper = build_stepper(
-        plan, config, kernel, settings, device=device, weights=asked.get("weights"), world_size=place.world_size
+        plan.strategy, config, kernel, settings, device=device, deepspeed=plan.launch.deepspeed,
+        weights=asked.get("weights"), world_size=place.world_size,
     )  # fmt: skip
     sharing = Sharing(
         micro_batch=case.micro_batch, accumulation=case.accumulation, world_size=place.world_size

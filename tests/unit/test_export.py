@@ -76,6 +76,17 @@ def test_an_unknown_format_names_the_closest(fitting: Plan) -> None:
     assert caught.value.hint == "did you mean axolotl?"
 
 
+def test_several_nodes_run_launch_with_the_hosts_that_they_are(sharded: Plan) -> None:
+    hardware = replace(sharded.inputs.hardware, num_nodes=2, num_gpus=8)
+    nodes = replace(sharded, inputs=replace(sharded.inputs, hardware=hardware))
+
+    slurm, sky = render_export(nodes, "slurm"), render_export(nodes, "skypilot")
+    assert 'srun sftplan launch plan.json --data DATA --out OUT --hosts "$HOSTS"' in slurm
+    assert "#SBATCH --nodes=2" in slurm
+    assert "SKYPILOT_NODE_IPS" in sky
+    assert "--hosts" not in render_export(sharded, "slurm") + render_export(sharded, "skypilot")
+
+
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash to check the script with")
 def test_the_batch_script_is_valid_shell(sharded: Plan, tmp_path: Path) -> None:
     script = tmp_path / "job.sh"
