@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sftplan.train.activation import sigmoid_gelus
 from sftplan.train.checkpointing import checkpointed
 from sftplan.train.dropout import hash_dropouts
 from sftplan.train.loss import chunk_gradient, response_loss
@@ -35,6 +36,7 @@ def prepare_blocks(model: Any, *, checkpointing: Checkpointing, compiled: bool) 
 
         hold_whole_rows()
         hash_dropouts(model, blocks)
+        sigmoid_gelus(blocks)
     for block in blocks:
         forward = checkpointed(block.forward, checkpointing)
         if compiled:

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from sftplan.train.settings import Settings
 
 Tensor = torch.Tensor
-CHUNK_ELEMENTS = 4096  # of one program: 16 a thread
+# A program takes a chunk block by block: looking up whose it is costs it about 2 µs, a block moves in 4 µs.
+CHUNK_ELEMENTS = 16384
+BLOCK_ELEMENTS = 2048  # 8 a thread
 WARPS = 8
 POINTERS = 5  # of a weight: gradient, weight, master, two moments
 
@@ -27,35 +29,36 @@ POINTERS = 5  # of a weight: gradient, weight, master, two moments
 @triton.jit
 def _move(
     pointers, at, numel, rate, decay, rest1, rest2, epsilon, inverse, bias1, bias2_root,
-    masked: tl.constexpr, size: tl.constexpr,
+    masked: tl.constexpr, size: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
-    """A chunk of one weight; decay first, as torch.optim.AdamW has it."""
+    """A chunk of one weight from place `at` on; decay first, as torch.optim.AdamW has it."""
     gradients = tl.multiple_of(tl.load(pointers).to(tl.pointer_type(tl.bfloat16)), 16)
     weights = tl.multiple_of(tl.load(pointers + 1).to(tl.pointer_type(tl.bfloat16)), 16)
     masters = tl.multiple_of(tl.load(pointers + 2).to(tl.pointer_type(tl.float32)), 16)
     firsts = tl.multiple_of(tl.load(pointers + 3).to(tl.pointer_type(tl.float32)), 16)
     seconds = tl.multiple_of(tl.load(pointers + 4).to(tl.pointer_type(tl.float32)), 16)
-    place = tl.multiple_of(at, size) + tl.arange(0, size)
-    inside = place < numel if masked else None
-    gradient = tl.load(gradients + place, mask=inside).to(tl.float32) * inverse
-    master = tl.load(masters + place, mask=inside)
-    first = tl.load(firsts + place, mask=inside)
-    second = tl.load(seconds + place, mask=inside)
-    master -= rate * decay * master
-    first += rest1 * (gradient - first)
-    second += rest2 * (gradient * gradient - second)
-    root = tl.sqrt_rn(second) / bias2_root + epsilon
-    master -= (rate / bias1) * first / root
-    tl.store(masters + place, master, mask=inside)
-    tl.store(firsts + place, first, mask=inside)
-    tl.store(seconds + place, second, mask=inside)
-    tl.store(weights + place, master.to(tl.bfloat16), mask=inside)
+    for start in range(0, size, block):
+        place = tl.multiple_of(at + start, block) + tl.arange(0, block)
+        inside = place < numel if masked else None
+        gradient = tl.load(gradients + place, mask=inside).to(tl.float32) * inverse
+        master = tl.load(masters + place, mask=inside)
+        first = tl.load(firsts + place, mask=inside)
+        second = tl.load(seconds + place, mask=inside)
+        master -= rate * decay * master
+        first += rest1 * (gradient - first)
+        second += rest2 * (gradient * gradient - second)
+        root = tl.sqrt_rn(second) / bias2_root + epsilon
+        master -= (rate / bias1) * first / root
+        tl.store(masters + place, master, mask=inside)
+        tl.store(firsts + place, first, mask=inside)
+        tl.store(seconds + place, second, mask=inside)
+        tl.store(weights + place, master.to(tl.bfloat16), mask=inside)
 
 
 @triton.jit
 def _adamw(
     pointers, numels, decays, corrections, owners, places, factors, rate, rest1, rest2, epsilon,
-    columns: tl.constexpr, size: tl.constexpr,
+    columns: tl.constexpr, size: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     """Program i moves chunk `places[i]` of weight `owners[i]`, unless it has no gradient or all stay."""
     owner = tl.load(owners + tl.program_id(0))
@@ -66,38 +69,14 @@ def _adamw(
         decay = tl.load(decays + owner)
         inverse = tl.load(factors)
         bias1, bias2_root = tl.load(corrections + 2 * owner), tl.load(corrections + 2 * owner + 1)
+        # fmt: off
         if at + size <= numel:
-            _move(
-                mine,
-                at,
-                numel,
-                rate,
-                decay,
-                rest1,
-                rest2,
-                epsilon,
-                inverse,
-                bias1,
-                bias2_root,
-                False,
-                size,
-            )
+            _move(mine, at, numel, rate, decay, rest1, rest2, epsilon, inverse, bias1, bias2_root,
+                  False, size, block)
         else:
-            _move(
-                mine,
-                at,
-                numel,
-                rate,
-                decay,
-                rest1,
-                rest2,
-                epsilon,
-                inverse,
-                bias1,
-                bias2_root,
-                True,
-                size,
-            )
+            _move(mine, at, numel, rate, decay, rest1, rest2, epsilon, inverse, bias1, bias2_root,
+                  True, size, block)
+        # fmt: on
 
 
 class MasterAdamW:
@@ -178,5 +157,5 @@ class MasterAdamW:
         _adamw[(len(self._owners),)](
             self._pointers, self._numels, self._decays, corrections, self._owners, self._places, factors,
             learning_rate, 1 - chosen.beta1, 1 - chosen.beta2, chosen.epsilon,
-            columns=POINTERS, size=CHUNK_ELEMENTS, num_warps=WARPS,
+            columns=POINTERS, size=CHUNK_ELEMENTS, block=BLOCK_ELEMENTS, num_warps=WARPS,
         )  # fmt: skip

@@ -3,7 +3,8 @@
 For each cap and model the plan is made for the H200 with that much memory; PyTorch may then reserve the cap
 less the context, and the plan runs 20 steps. Beside it are tried, in the order of their predicted step time
 per token: the next best of every branch of the search's grid (precision, checkpointing, loss, attention,
-compilation, micro-batch) that is not predicted to need more than the cap by a tenth.
+compilation, micro-batch) that is not predicted to need more than the cap by a tenth. `--gib 80,32` takes some of
+the caps: whether plans run does not change where several caps are tried at once on one GPU, their speed does.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ MODELS = (
     ("opt-350m", 1024),
 )
 STEPS = 20
-GLOBAL_BATCH = 128
+TOKENS_PER_STEP = 65_536
 COLUMNS = ("name", "cap_gib", "model", "seq_len", "chosen", "micro_batch", "accumulation", "precision", "checkpointing",
            "attention", "loss", "packing", "compile", "verdict", "tokens_per_s_predicted")  # fmt: skip
 PINS = read_pins({"zero": 0, "offload": "none", "optimizer": "adamw"})
@@ -56,7 +57,7 @@ def chosen_plan(job: tuple[float, str, int]) -> Plan:
     model, machine = resolve_model(name), capped(gib)
     workload = Workload(
         seq_len=seq_len,
-        global_batch=GLOBAL_BATCH,
+        global_batch=TOKENS_PER_STEP // seq_len,
         lengths=lengths_of(seq_len),
         num_examples=100_000,
     )
@@ -108,7 +109,8 @@ def measure_caps(args: Any) -> None:
     """All caps and models: first what was chosen, then what lies beside it."""
     deadline = time.monotonic() + args.seconds
     table = Table(args.out, (*COLUMNS, *MEASURED), args.done)
-    points = [(gib, model, seq) for gib in CAPS_GIB for model, seq in MODELS]
+    caps = [int(gib) for gib in args.gib.split(",")] if args.gib else CAPS_GIB
+    points = [(gib, model, seq) for gib in caps for model, seq in MODELS]
     with ProcessPoolExecutor(PLANNERS) as pool:
         plans = list(pool.map(chosen_plan, points))
         fitting = [(plan, *point) for plan, point in zip(plans, points, strict=True) if plan.fits]
@@ -116,6 +118,9 @@ def measure_caps(args: Any) -> None:
         for plan, point in zip(plans, points, strict=True):
             if not plan.fits:
                 print(f"{point}: nothing fits, {plan.memory.gpu.used_bytes / GIB:.2f} GiB at least")
+        if not args.beside:
+            report(table)
+            return
         others = pool.map(beside, [(*point, args.beside) for point in fitting])
         groups = [
             (plan, point[1:], False)

@@ -186,6 +186,8 @@ def measure_cases(args: argparse.Namespace) -> None:
     chosen = cases(args.count)
     if args.fresh:
         chosen = chosen[:: max(1, len(chosen) // args.fresh)][: args.fresh]
+    if args.only:
+        chosen = [case for case in chosen if case.compile == (args.only == "compiled")]
     chosen = [case for case in chosen if case.name + suffix not in table.rows]
     with ProcessPoolExecutor(PLANNERS) as pool:
         plans = list(pool.map(plan_of, chosen))
@@ -233,6 +235,8 @@ def main() -> None:
     parser.add_argument(
         "--beside", type=int, default=4, help="configurations tried beside each chosen one"
     )
+    parser.add_argument("--gib", help="some of the caps, with commas")
+    parser.add_argument("--only", choices=("compiled", "eager"), help="some of the cases")
     parser.add_argument("--judge", action="store_true")
     parser.add_argument("--calibration", type=Path)
     parser.add_argument("--done", type=Path, action="append", default=[])
