@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 MODULE = "sftplan.verify.trace.serve"
 PACKAGES = ("torch", "transformers")
-LAYOUT = 6  # of the answers; raise it with any change of what is traced
+LAYOUT = 1  # of the answers; raise it with any change of what is traced
 LAST_LINES = 3  # of what a process said before it died, in the message
 
 
