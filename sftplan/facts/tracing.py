@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 MODULE = "sftplan.verify.trace.serve"
 PACKAGES = ("torch", "transformers")
-LAYOUT = 6  # of the answers; raise it with any change of what is traced
+LAYOUT = 1  # of the answers; raise it with any change of what is traced
 LAST_LINES = 3  # of what a process said before it died, in the message
 
 
@@ -118,9 +118,10 @@ class _Process:
             line = _stream(self._child.stdout).readline()
         if not line:
             _process.cache_clear()
-            self.end()
+            self._child.wait()
             self._log.seek(0)
             said = self._log.read().decode("utf-8", "replace").splitlines()[-LAST_LINES:]
+            self.end()
             message = "the process that traces the model ended:\n" + "\n".join(said)
             raise NotReadyError(message, "`sftplan env` describes this machine for a report")
         found: dict[str, Any] = json.loads(line)
@@ -130,6 +131,7 @@ class _Process:
         """Whatever it does, it is gone."""
         self._child.kill()
         self._child.wait()
+        self._log.close()
         for pipe in (self._child.stdin, self._child.stdout):
             with contextlib.suppress(OSError):
                 _stream(pipe).close()

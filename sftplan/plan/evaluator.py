@@ -6,9 +6,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from sftplan.cost.evaluate import Evaluator, Tapes
+from sftplan.errors import NotReadyError
 from sftplan.facts.tracing import ask
+from sftplan.step.repeat import FEW_LAYERS
 from sftplan.step.simulate import STEADY_PASSES
-from sftplan.step.traced import read_pass
+from sftplan.step.traced import read_pass, repeats
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,4 +51,8 @@ def trace(model: ModelShape, strategy: Strategy, batch: Batch, chip: Chip) -> Se
         "chip": asdict(chip),
         "num_passes": min(strategy.accumulation, STEADY_PASSES),
     }
-    return [read_pass(each) for each in ask(question)["passes"]]
+    found = [read_pass(each) for each in ask(question)["passes"]]
+    if model.anatomy.alike and model.num_layers == FEW_LAYERS and not all(map(repeats, found)):
+        message = f"{model.model_type}: its layers do not all do the same, though they look alike"
+        raise NotReadyError(message, "such a model cannot be planned yet")
+    return found

@@ -64,6 +64,8 @@ def find_assumptions(model: ModelShape) -> list[str]:
         f"{model.model_type} is not modelled: planned from the passes of transformers' own model, traced; "
         "searched without compiling, packing, ZeRO and offload"
     )
+    if model.anatomy.idle_parameters or not model.anatomy.alike:
+        found += ", in bf16-master alone"
     if not model.anatomy.plain_head:
         found += ", with transformers' own loss"
     return [found]

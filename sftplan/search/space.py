@@ -86,8 +86,9 @@ class Space:
         """fp16 only where bf16 is not native; nothing lossy unless pinned."""
         if not self.gpu.bf16_native:
             return self._pinned("precision", Precision.FP16_MIXED)
-        if self.model.anatomy is not None and self.model.anatomy.idle_parameters:
-            # Experts' products are grouped, and fake ones of them are bf16.
+        anatomy = self.model.anatomy
+        if anatomy is not None and (anatomy.idle_parameters or not anatomy.alike):
+            # Fake grouped products of experts are bf16; where layers differ each point takes seconds.
             return self._pinned("precision", Precision.BF16_MASTER)
         return self._pinned("precision", Precision.BF16_MASTER, Precision.BF16_MIXED)
 

@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from sftplan.step.repeat import MIDDLE
 from sftplan.step.tape import LT_WORKSPACE_BYTES, Work
 from sftplan.step.tensor import DType, Tensor
 
@@ -72,6 +73,17 @@ def read_pass(document: Mapping[str, Any]) -> Pass:
 def _work(fields: Sequence[Any]) -> Work:
     kind, label, flops, num_bytes, shape = fields
     return Work(kind, TYPES[label], flops, num_bytes, tuple(shape))
+
+
+def repeats(one: Pass) -> bool:
+    """Whether the inner layers of few are born alike, so that one of them may stand for many."""
+    stops = [position for position, _ in one.marks[1:]] + [len(one.events)]
+    births: dict[str, list[list[int]]] = {"forward": [], "backward": []}
+    for (start, label), stop in zip(one.marks, stops, strict=True):
+        phase, _, number = label.partition(" ")
+        if number.isdigit() and MIDDLE - 1 <= int(number) <= MIDDLE + 1:
+            births[phase].append([one.sizes[e] for e in one.events[start:stop] if e >= 0])
+    return all(each == layers[0] for layers in births.values() for each in layers)
 
 
 def play(tape: Tape, one: Pass, weights: Mapping[str, Tensor]) -> None:

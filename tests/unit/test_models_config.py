@@ -62,7 +62,7 @@ WRONG: list[tuple[dict[str, object], str]] = [
     ({"attention_dropout": float("nan")}, "attention_dropout is NaN"),
     ({"tie_word_embeddings": "no"}, 'tie_word_embeddings is "no"; true or false is needed'),
     ({"quantization_config": {"bits": 4}}, "quantization_config is there"),
-    ({"model_type": "mamba"}, 'architecture "mamba" is not modelled'),
+    ({"model_type": "mambo"}, 'architecture "mambo" is not modelled'),
     ({"model_type": 7}, "model_type is 7; a string is needed"),
     ({"model_type": None}, "model_type is missing"),
     ({"model_type": "gemma3"}, "text_config is missing, which a gemma3 model needs"),

@@ -32,6 +32,9 @@ def read_config(text: str) -> Any:
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         message = "transformers has no causal language model of it"
         raise UsageError(message)
+    if getattr(config, "is_decoder", True) is False:
+        message = "it is an encoder: is_decoder is false"
+        raise UsageError(message, 'a decoder\'s configuration says "is_decoder": true')
     return config
 
 
