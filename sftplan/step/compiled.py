@@ -13,7 +13,9 @@ a block keeps
 - the output projection's result, from which x + attention(x) is formed again (not where MLP and
   attention are parallel);
 - what enters the activation, and up(x) where the MLP is gated; for ReLU only what comes out;
-- each dropout's mask, one byte per element: the seed is not enough.
+- of dropouts drawn by hash (train/dropout.py) the mask of the MLP's, one byte per element; that of
+  the attention's is drawn again, none where both are added at once (NeoX). OPT's are inductor's own,
+  whose masks are kept.
 
 tests/unit/test_step_compiled.py has the sizes that inductor's own wrapper code shows.
 """
@@ -107,6 +109,7 @@ def compiled_block(
     autocast: DType | None = DType.BF16,
     dropout: bool | None = None,
     by_token: bool = False,
+    repeats: bool = False,
 ) -> Compiled:
     """One block over `tokens` tokens, attention by `varlen_attn`.
 
@@ -114,16 +117,17 @@ def compiled_block(
 
     `by_token` says that attention gets q and k contiguous as (tokens, heads, d_head): without it
     NeoX's rotated heads lie
-    head by head, so does the result, and the output projection needs and keeps a copy.
+    head by head, so does the result, and the output projection needs and keeps a copy. `repeats`
+    says that grouped keys and values are copied to every head before the attention, and kept so.
 
-    GPT-2 under autocast with dropout, per token: 32·d bytes, the statistics and the weights' copies
+    GPT-2 under autocast with dropout, per token: 31·d bytes, the statistics and the weights' copies
 
     >>> from sftplan.facts.catalogue import builtin
     >>> gpt2 = compiled_block(builtin("gpt2"), 2048)
     >>> gpt2.saved_bytes
-    64618512
-    >>> 32 * 2048 * 768 + 2 * 12 * 768**2 + 4 * 2048 * (4 + 12) + 16
-    64618512
+    63045648
+    >>> 31 * 2048 * 768 + 2 * 12 * 768**2 + 4 * 2048 * (4 + 12) + 16
+    63045648
     >>> [x.name for x in gpt2.saved][:6]
     ['norm1.mean', 'norm1.rstd', 'norm1', 'cast attn.c_attn', 'qkv', 'attended']
     >>> compiled_block(builtin("tinyllama"), 2048, weights=DType.BF16, autocast=None).saved_bytes
@@ -134,7 +138,7 @@ def compiled_block(
         raise NotImplementedError(message)
     if dropout is None:
         dropout = model.residual_dropout > 0
-    block = _Block(model, tokens, weights, autocast, dropout, by_token)
+    block = _Block(model, tokens, weights, autocast, dropout, by_token, repeats)
     forward = block.forward()
     return Compiled(
         tuple(x for n, x in forward.held.items() if n != "out"), forward, block.backward(forward)
@@ -149,6 +153,21 @@ class _Block:
     autocast: DType | None
     dropout: bool
     by_token: bool
+    repeats: bool
+
+    @property
+    def masks(self) -> tuple[str, ...]:
+        """The dropouts' masks that are kept: modules are drawn by hash, OPT's functions are not."""
+        if not self.dropout:
+            return ()
+        if self.model.family is Family.OPT:
+            return ("mask1", "mask2")
+        return () if self.model.parallel_residual else ("mask2",)
+
+    @property
+    def attended_kv_size(self) -> int:
+        """Columns of keys, and of values, as the attention reads them."""
+        return self.model.query_size if self.repeats else self.model.kv_size
 
     @property
     def low(self) -> DType:
@@ -240,7 +259,7 @@ class _Block:
         if m.family is Family.NEOX and not self.by_token:
             graph.new("attended by token", n, m.query_size, dtype=self.low)
         product("projected")
-        if self.dropout:
+        if "mask1" in self.masks:
             graph.new("seeds", 2, dtype=DType.INT64)
             graph.new("mask1", n, m.hidden_size, dtype=DType.BYTE)
         if not m.parallel_residual:
@@ -254,7 +273,7 @@ class _Block:
         else:
             graph.new("act", n, m.intermediate_size, dtype=self.low)
         product("down")
-        if self.dropout:
+        if "mask2" in self.masks:
             graph.new("mask2", n, m.hidden_size, dtype=DType.BYTE)
         if self.weights is self.low:
             graph.reuse("down", "out")
@@ -279,6 +298,9 @@ class _Block:
             graph.new(f"{part} read", self.tokens, size, dtype=self.low)
             graph.free(part)
             graph.reuse(f"{part} read", part)
+        for part in "kv" if self.repeats else "":
+            graph.new(f"{part} repeated", self.tokens, self.attended_kv_size, dtype=self.low)
+            graph.free(part)
 
     # -- backward -----------------------------------------------------------------------------
     def backward(self, forward: Graph) -> Graph:
@@ -353,9 +375,7 @@ class _Block:
         inward("projected", "d attended")
         weight_gradient("projected")
         graph.free("d projected")
-        for part, size in (("d q", m.query_size), ("d k", m.kv_size), ("d v", m.kv_size)):
-            graph.new(part, n, size, dtype=low)
-        graph.free("d attended", "attended", "logsumexp", "attention.rng", "q", "k", "v", "qkv")
+        self._attention_backward(graph)
         widen("projected")
         if self.fused_qkv:
             graph.new("d qkv", n, m.query_size + 2 * m.kv_size, dtype=low)
@@ -386,6 +406,17 @@ class _Block:
         graph.free("d x", "projected")
         return graph
 
+    def _attention_backward(self, graph: Graph) -> None:
+        m, n, size = self.model, self.tokens, self.attended_kv_size
+        for part, columns in (("d q", m.query_size), ("d k", size), ("d v", size)):
+            graph.new(part, n, columns, dtype=self.low)
+        graph.free("d attended", "attended", "logsumexp", "attention.rng", "q", "k", "v", "qkv")
+        for part in "kv" if self.repeats else "":
+            graph.free(f"{part} repeated")
+            graph.new(f"d {part} summed", n, m.kv_size, dtype=self.low)
+            graph.free(f"d {part}")
+            graph.reuse(f"d {part} summed", f"d {part}")
+
     def _parallel_backward(self, graph: Graph) -> None:
         """NeoX: weights' gradients that can be taken, then attention, then the MLP."""
         m, n, low, full = self.model, self.tokens, self.low, self.weights is not self.low
@@ -408,9 +439,7 @@ class _Block:
         weight_gradient("down", "act")
         graph.new("d attended", n, m.query_size, dtype=low)
         graph.free(f"cast {linear['projected'][0]}")
-        for part, size in (("d q", m.query_size), ("d k", m.kv_size), ("d v", m.kv_size)):
-            graph.new(part, n, size, dtype=low)
-        graph.free("d attended", "attended", "logsumexp", "attention.rng", "q", "k", "qkv")
+        self._attention_backward(graph)
         graph.new("d qkv by head", n, linear["qkv"][2], dtype=low)
         graph.free("d q", "d k", "d v")
         graph.new("d qkv", n, linear["qkv"][2], dtype=low)

@@ -59,8 +59,9 @@ class Update:
     """AdamW over the trained tensors; the first call creates its states.
 
     torch's fused kernel keeps two moments in the weights' type and a step counter. `bf16-master` has
-    fp32 copies of the weights and brings gradients to fp32 bucket by bucket; `adamw-8bit` keeps one
-    byte per moment and a scale per block.
+    fp32 copies of the weights, which one kernel moves along with them (train/master_adamw.py);
+    `adamw-8bit` keeps one byte per moment and a scale per block, and where weights have masters
+    gradients are brought to fp32 bucket by bucket.
     """
 
     def __init__(self, strategy: Strategy, order: Sequence[int]) -> None:
@@ -79,13 +80,14 @@ class Update:
 
     def step(self, tape: Tape, weights: Trained, *, first: bool) -> None:
         """One update of all weights."""
-        if self.master:
+        if self.master and self.eight_bit:
             self._bucketed(tape, weights, first=first)
         elif first:
             self.create(tape, weights)
+        kind = "master_adamw" if self.master and not self.eight_bit else "adamw"
         for layer, weight in weights:
             tape.enter(layer)
-            tape.pointwise("adamw", self._moved(weight))
+            tape.pointwise(kind, self._moved(weight))
         tape.enter(None)
 
     def create(self, tape: Tape, weights: Trained) -> None:
@@ -132,5 +134,4 @@ class Update:
         if not self.master:
             return [weight] * 7
         master = Tensor(weight.shape, DType.FP32, weight.storage)
-        cast = [weight, master, master]  # the gradient read, its fp32 copy written and read
-        return [*cast, *[master] * 6, weight]
+        return [weight, *[master] * 6, weight]

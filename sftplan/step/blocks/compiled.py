@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
-from sftplan.facts.strategy import Checkpointing
-from sftplan.step.compiled import HEAD_MULTIPLE, SUPPORTED, compiled_block, compiled_head
-from sftplan.step.ops.attention import attention_flops
+from sftplan.facts.strategy import Attention, Checkpointing
+from sftplan.step.compiled import HEAD_MULTIPLE, SUPPORTED, Buffer, compiled_block, compiled_head
+from sftplan.step.ops.attention import attention_flops, flash_backward_scratch
 from sftplan.step.ops.matmul import matmul
 from sftplan.step.tensor import DType, Tensor
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sftplan.facts.model import ModelShape
     from sftplan.step.autograd import Node
     from sftplan.step.blocks.context import Context, LayerWeights
-    from sftplan.step.compiled import Buffer, Compiled, Graph
+    from sftplan.step.compiled import Compiled, Graph
     from sftplan.step.tape import Tape
 
-CHEAP = ("norm1", "norm2", "act")  # computed again from products, norms and casts of weights
+# What selective checkpointing keeps: results of products, and of the attention (train/checkpointing.py).
+GIVEN = frozenset(
+    ("qkv", "q", "k", "v", "attended", "logsumexp", "attention.rng", "projected", "pre", "up")
+)
 LUMP = "biases and norms"  # gradients that compiled_block gives as one buffer
 
 
@@ -29,16 +34,18 @@ def can_compile(model: ModelShape) -> bool:
 
 @lru_cache(maxsize=64)
 def _specification(
-    model: ModelShape, tokens: int, weights: DType, autocast: DType | None
+    model: ModelShape, tokens: int, weights: DType, autocast: DType | None, *, repeats: bool
 ) -> Compiled:
-    return compiled_block(model, tokens, weights=weights, autocast=autocast)
+    return compiled_block(model, tokens, weights=weights, autocast=autocast, repeats=repeats)
 
 
 def compiled_layer(tape: Tape, context: Context, number: int, w: LayerWeights, x: Tensor) -> Tensor:
     """The block as AOTAutograd and inductor run it."""
     tokens = x.shape[0] * x.shape[1]
     dtype = next(iter(w.values())).dtype
-    spec = _specification(context.model, tokens, dtype, tape.autocast_dtype)
+    grouped = context.model.num_kv_heads != context.model.num_heads
+    repeats = grouped and context.strategy.attention is Attention.VARLEN  # before PyTorch 2.12
+    spec = _specification(context.model, tokens, dtype, tape.autocast_dtype, repeats=repeats)
     inputs = (x, *w.values())
     node = tape.node("compiled", inputs, _backward, (x,))
     node.extra = (spec, context, list(w))
@@ -46,7 +53,8 @@ def compiled_layer(tape: Tape, context: Context, number: int, w: LayerWeights, x
     _work(tape, context, w, x, spec.forward, 1)
     out = held.pop(spec.forward.held["out"].name).view(*x.shape)
     for buffer in _kept(spec, context):
-        tape.save(node, held.pop(buffer.name))
+        kept = held.pop(buffer.name, None)
+        tape.save(node, tape.empty(buffer.shape, buffer.dtype) if kept is None else kept)
     out.node = node
     return out
 
@@ -55,15 +63,32 @@ def _kept(spec: Compiled, context: Context) -> list[Buffer]:
     """What is saved: under selective checkpointing only what products and attention gave."""
     if context.strategy.checkpointing is not Checkpointing.SELECTIVE:
         return list(spec.saved)
-    return [b for b in spec.saved if b.name not in CHEAP and not b.name.startswith("cast ")]
+    named = {b.name: b for b in spec.saved}
+    kept = [b for b in spec.saved if b.name.removesuffix(" read") in GIVEN]
+    kept = [b for b in kept if b.name.removesuffix(" read") not in named or b.name in GIVEN]
+    if "qkv" in named:  # q and k are made of it again
+        kept = [b for b in kept if b.name not in ("q", "k")]
+    for part in "kv":  # copied to all heads again
+        if f"{part} repeated" in named and part not in named:
+            kept.append(Buffer(part, (kept[0].shape[0], context.model.kv_size), kept[0].dtype))
+    if "pre" not in named:  # ReLU: what enters it is as large as what comes out
+        kept.append(named["act"])
+    return kept
 
 
-def _run(tape: Tape, graph: Graph, held: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Births and deaths of a graph's buffers; what is alive at its end, by buffer."""
+def _run(
+    tape: Tape, graph: Graph, held: dict[str, Tensor], attend: Callable[[], None] | None = None
+) -> dict[str, Tensor]:
+    """Births and deaths of a graph's buffers; what is alive at its end, by buffer.
+
+    `attend` is called once the attention's gradients have their places: its kernels need more.
+    """
     by_buffer = dict(held)
     for born, buffer in graph.events:
         if born:
             by_buffer[buffer.name] = tape.empty(buffer.shape, buffer.dtype)
+            if buffer.name == "d v" and attend is not None:
+                attend()
         else:
             by_buffer.pop(buffer.name, None)
     return by_buffer
@@ -81,7 +106,7 @@ def _backward(
     tape.work("fused", x.dtype, 0, 2 * sum(b.nbytes for b in again))
     saved.clear()
     node.saved.clear()
-    alive = _run(tape, spec.backward, held)
+    alive = _run(tape, spec.backward, held, partial(_attention_scratch, tape, context, x))
     results = {name: alive[buffer.name] for name, buffer in spec.backward.held.items()}
     del alive, held
     w = dict(zip(names, (shape for shape, _ in node.inputs[1:]), strict=True))
@@ -93,6 +118,15 @@ def _backward(
         source = _gradient_of(name, results)
         out.append(Tensor(shape, dtype, source.storage))
     return out
+
+
+def _attention_scratch(tape: Tape, context: Context, x: Tensor) -> None:
+    model, varlen = context.model, context.strategy.attention is Attention.VARLEN
+    documents = (len(context.documents) or x.shape[0]) if varlen else 0
+    flash_backward_scratch(
+        tape, x.shape[0], model.num_heads, x.shape[1], model.head_dim, tape.autocast_dtype or x.dtype,
+        documents=documents, grouped=not varlen and model.num_kv_heads != model.num_heads,
+    )  # fmt: skip
 
 
 def _gradient_of(name: str, results: dict[str, Tensor]) -> Tensor:

@@ -82,20 +82,38 @@ def _flash_backward(
     q, k, v = saved[:3]
     batch, heads, length, head_dim = q.shape
     results: list[Tensor | None] = [tape.empty_like(x) for x in (q, k, v)]
-    if node.extra:  # varlen: rows of all documents together, each rounded up
-        rounded = length + -(-len(node.extra) // batch) * FLASH_BLOCK_ROWS
+    grouped = k.shape[1] != heads
+    flash_backward_scratch(
+        tape, batch, heads, length, head_dim, q.dtype, documents=len(node.extra), grouped=grouped
+    )
+    _work(tape, "flash_backward", q, k, node.extra, 2)
+    return results
+
+
+def flash_backward_scratch(
+    tape: Tape,
+    batch: int,
+    heads: int,
+    length: int,
+    head_dim: int,
+    dtype: DType,
+    *,
+    documents: int,
+    grouped: bool,
+) -> None:
+    """While the backward kernels run: dQ summed in fp32, Σ(dO∘O), dK and dV of every head of a group."""
+    if documents:  # varlen: rows of all documents together, each rounded up
+        rounded = length + -(-documents // batch) * FLASH_BLOCK_ROWS
     else:
         rounded = -(-length // FLASH_BLOCK_ROWS) * FLASH_BLOCK_ROWS
     multiple = 32 if head_dim <= 128 else 64
     padded_dim = -(-head_dim // multiple) * multiple
     row_bytes = 4 * batch * rounded * heads
-    grouped = batch * heads * length * head_dim * q.dtype.size if k.shape[1] != heads else 0
-    if tape.chip.has_cudnn_attention and not node.extra:
-        tape.scratch(4 * batch * heads * length * (head_dim + 1) + CUDNN_EXTRA_BYTES + 2 * grouped)
+    spread = batch * heads * length * head_dim * dtype.size if grouped else 0
+    if tape.chip.has_cudnn_attention and not documents:
+        tape.scratch(4 * batch * heads * length * (head_dim + 1) + CUDNN_EXTRA_BYTES + 2 * spread)
     else:
-        tape.scratch(row_bytes, row_bytes * padded_dim, grouped, grouped)
-    _work(tape, "flash_backward", q, k, node.extra, 2)
-    return results
+        tape.scratch(row_bytes, row_bytes * padded_dim, spread, spread)
 
 
 def efficient_attention(
