@@ -82,3 +82,15 @@ class Strategy:
     allocator: Allocator = Allocator.EXPANDABLE
     attention_dropout: float | Literal["model"] = 0.0
     max_grad_norm: float = 1.0
+
+
+def is_captured(strategy: Strategy, num_gpus: int) -> bool:
+    """Whether forward and backward are replayed as a CUDA graph, which the host does not hold up.
+
+    Compiled steps of one process without DeepSpeed; train/ and the plan's time ask this.
+
+    >>> is_captured(Strategy(compile=True), 1), is_captured(Strategy(compile=True), 2)
+    (True, False)
+    """
+    alone = num_gpus == 1 and strategy.zero == 0 and strategy.offload is Offload.NONE
+    return strategy.compile and alone
