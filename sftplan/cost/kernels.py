@@ -47,7 +47,7 @@ FRACTIONS: dict[str, tuple[float, float]] = {
     "softmax": (0.51, 0.51),  # as log_softmax: the same kernels
     "zero": (1.05, 0.75),
     "adamw": (0.80, 0.62),
-    "master_adamw": (0.70, 0.70),
+    "master_adamw": (0.70, 0.70),  # 28 bytes a parameter of gpt2-large in 7.0 ms: 3.09 TB/s
     "norm": (0.75, 0.51),
     "clip": (0.80, 0.80),
     "embedding": (0.25, 0.25),  # rows gathered fast; gradients sorted and summed slowly

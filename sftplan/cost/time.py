@@ -15,7 +15,7 @@ from sftplan.cost.estimate import StepTime
 from sftplan.cost.kernels import COMPUTE_KINDS, fraction, kernel_s
 from sftplan.cost.transfers import Transfers
 from sftplan.facts.largest import largest_weight
-from sftplan.facts.strategy import Attention, Offload, Precision
+from sftplan.facts.strategy import Attention, Offload, Precision, is_captured
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -101,6 +101,8 @@ def step_time(
     priced = [_segments(tape, one, multiplicity, device, drops=drops) for one in passes]
     priced += [priced[-1]] * (strategy.accumulation - len(priced))
     busy = [segment for one in priced for segment in one]
+    if is_captured(strategy, hardware.num_gpus):  # kernels follow each other without the host
+        busy = [replace(segment, host_s=0.0) for segment in busy]
     clocks = Clocks()
     for segment in busy:
         clocks.run(segment)

@@ -87,12 +87,12 @@ class Strategy:
 def is_captured(strategy: Strategy, num_gpus: int) -> bool:
     """Whether training replays the passes as CUDA graphs: then no operation waits for the host.
 
-    Compiled steps of one process without DeepSpeed. Packed rows under another attention than varlen have
-    masks, for which transformers waits for the GPU.
+    Compiled steps of one process without DeepSpeed, under varlen attention: around any other one
+    transformers makes masks, for which it waits for the GPU.
 
-    >>> is_captured(Strategy(compile=True), 1), is_captured(Strategy(compile=True, zero=2), 8)
+    >>> fast = Strategy(compile=True, attention=Attention.VARLEN, packing=True)
+    >>> is_captured(fast, 1), is_captured(fast, 8)
     (True, False)
     """
     alone = num_gpus == 1 and strategy.zero == 0 and strategy.offload is Offload.NONE
-    masked = strategy.packing and strategy.attention is not Attention.VARLEN
-    return strategy.compile and alone and not masked
+    return strategy.compile and alone and strategy.attention is Attention.VARLEN

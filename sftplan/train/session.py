@@ -95,7 +95,7 @@ def build_stepper(
             world_size=world_size,
         )  # fmt: skip
     captured = None
-    if device.type == "cuda" and is_captured(strategy_of(strategy), world_size):
+    if kernel.flat and is_captured(strategy_of(strategy), world_size):
         captured = CapturedPasses(update.parameters)
     return Stepper(
         model=model, update=update, precision=strategy.precision, loss=strategy.loss,

@@ -119,7 +119,7 @@ def build(args: argparse.Namespace, knobs: dict[str, Any]) -> tuple[Any, Any, An
     )  # fmt: skip
     update = Update(model, precision=precision, kind=Optimizer.ADAMW, settings=settings)
     captured = None
-    if device.type == "cuda" and knobs["compile"] and knobs.get("captured", True):
+    if device.type == "cuda" and knobs["compile"] and knobs["attention"] == "varlen":
         captured = CapturedPasses(update.parameters)
     stepper = Stepper(
         model=model, precision=precision, loss=Loss(knobs["loss"]), max_grad_norm=1.0, device=device,
