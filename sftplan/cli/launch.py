@@ -153,7 +153,9 @@ def _check(out: str, options: dict[str, Any], *, resume: bool) -> None:
     from sftplan.train.settings import settings_of
 
     settings_of({name: value for name, value in options.items() if name not in NODE_OPTIONS})
-    if options["hosts"] is None:  # else the first machine makes the folder, which may be this one or not
+    if (
+        options["hosts"] is None
+    ):  # else the first machine makes the folder, which may be this one or not
         refuse_used_folder(Path(out), resume=resume)
 
 

@@ -9,7 +9,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sftplan.cost.device import REFERENCE_FP32_FLOPS_PER_S, REFERENCE_WAVE_FLOPS_PER_S
-from sftplan.cost.products import CUDNN, EFFICIENT_FP32, FLASH, MASKED, product_s
+from sftplan.cost.products import (
+    CUDNN,
+    EFFICIENT_FP32,
+    FLASH,
+    MASKED,
+    VARLEN,
+    VARLEN_IDLE_S,
+    product_s,
+)
 from sftplan.step.ops.attention import FLASH_BLOCK_ROWS
 from sftplan.step.tape import BROADCAST, MIXED, STRIDED
 from sftplan.step.tensor import DType
@@ -23,7 +31,17 @@ RAMP_S = 1.0e-6  # a kernel that moves next to nothing: profiles show 1.0 to 1.2
 SUM_START_S = 6e-6  # sums over rows clear a buffer and pass partial sums through memory
 
 COMPUTE_KINDS = frozenset(
-    ("linear", "bmm", "grouped", "flash", "flash_backward", "efficient", "efficient_backward")
+    (
+        "linear",
+        "bmm",
+        "grouped",
+        "flash",
+        "flash_backward",
+        "efficient",
+        "efficient_backward",
+        "varlen",
+        "varlen_backward",
+    )
 )
 
 # Shares of the streaming bandwidth: in fp32, in a two-byte type.
@@ -69,7 +87,7 @@ def kernel_s(work: Work, device: Device, *, dropout: bool = False) -> float:
     """
     if work.kind not in COMPUTE_KINDS:
         return GAP_S + pointwise_s(work, device)
-    if "flash" in work.kind or "efficient" in work.kind:
+    if not work.kind.startswith(("linear", "bmm", "grouped")):
         return GAP_S + attention_s(work, device, dropout=dropout)
     batch, m, n, k = work.shape if len(work.shape) == 4 else (1, *work.shape)
     rate = device.flops_per_s(work.dtype)
@@ -95,28 +113,19 @@ def fraction(work: Work) -> float:
 
 def attention_s(work: Work, device: Device, *, dropout: bool) -> float:
     """Scores and elements at the rates of the kernel that PyTorch takes, scaled by the products' rate."""
-    heads, rows, head_dim, columns = work.shape
-    if "efficient" in work.kind:
-        table = EFFICIENT_FP32 if work.dtype is DType.FP32 else MASKED
-    else:
-        table = CUDNN if device.has_cudnn_attention and columns == rows else FLASH
-    rate = table["backward" in work.kind]
-    if table is FLASH and columns < rows:
-        columns = round(columns_in_blocks(columns))
-    seconds = rate.seconds(heads, rows, head_dim, columns, dropout=dropout)
     full = work.dtype is DType.FP32
+    if "varlen" in work.kind:
+        heads, rows, head_dim, tiles, idle = work.shape
+        backward = "backward" in work.kind
+        rate, idle_s = VARLEN[backward], heads * idle * VARLEN_IDLE_S[backward]
+        scores = tiles * FLASH_BLOCK_ROWS**2 / rows
+        seconds = idle_s + rate.seconds(heads, rows, head_dim, scores, dropout=False)
+    else:
+        heads, rows, head_dim, columns = work.shape
+        table = CUDNN if device.has_cudnn_attention and columns == rows else FLASH
+        if "efficient" in work.kind:
+            table = EFFICIENT_FP32 if full else MASKED
+        rate = table["backward" in work.kind]
+        seconds = rate.seconds(heads, rows, head_dim, columns, dropout=dropout)
     reference = REFERENCE_FP32_FLOPS_PER_S if full else REFERENCE_WAVE_FLOPS_PER_S
     return seconds * reference / device.flops_per_s(work.dtype)
-
-
-def columns_in_blocks(length: float) -> float:
-    """Columns that a document's rows cost once its causal half is cut into square blocks.
-
-    (n + b/2)·(n + 3b/2) / n: rows rounded up by half a block in the mean, columns too, and the block
-    on the diagonal counts whole.
-
-    >>> columns_in_blocks(512.0)
-    792.0
-    """
-    block = FLASH_BLOCK_ROWS
-    return (length + block / 2) * (length + 3 * block / 2) / length

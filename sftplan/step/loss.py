@@ -54,7 +54,7 @@ def loss_of(
         else:
             loss = _response(tape, model, head, x)
     else:
-        loss = _chunked(tape, model, head, x)
+        loss = _chunked(tape, model, head, x, compiled=strategy.compile)
     tape.kind = kind
     return loss
 
@@ -109,7 +109,7 @@ def _response(
 
 
 def _chunked(
-    tape: Tape, model: ModelShape, head: tuple[Tensor, Tensor | None], x: Tensor
+    tape: Tape, model: ModelShape, head: tuple[Tensor, Tensor | None], x: Tensor, *, compiled: bool
 ) -> Tensor:
     """Loss and gradients chunk by chunk in the forward pass; the backward pass only hands them on."""
     weight = head[0]
@@ -125,7 +125,7 @@ def _chunked(
     gradient: Tensor | None = None
     for start in range(0, x.shape[0], CHUNK_ROWS):
         rows = min(CHUNK_ROWS, x.shape[0] - start)
-        gradient = _chunk(tape, rows, columns, size, low.dtype, weight_gradient)
+        gradient = _chunk(tape, rows, columns, weight_gradient, low.dtype, compiled=compiled)
         if head[1] is not None:  # the bias' gradient is summed in fp32
             summed = tape.empty((rows, model.vocab_size), DType.FP32)
             sum_rows(tape, summed, tape.empty((model.vocab_size,), DType.FP32))
@@ -139,21 +139,28 @@ def _chunked(
 
 
 def _chunk(
-    tape: Tape, rows: int, columns: int, size: int, dtype: DType, weight_gradient: Tensor
+    tape: Tape, rows: int, columns: int, weight_gradient: Tensor, dtype: DType, *, compiled: bool
 ) -> Tensor:
-    """One chunk; its logits' gradient, which lives until the next chunk has one of its own."""
+    """One chunk; its logits' gradient, which lives until the next chunk has one of its own.
+
+    Compiled, one kernel sums the exponentials and another writes the gradient; both read the logits.
+    """
+    size = weight_gradient.shape[1]
     logits = tape.empty((rows, columns), dtype)
     matmul(tape, "linear", rows, columns, size, logits)
     scores = logits
     if dtype is not DType.FP32:
         scores = tape.empty((rows, columns), DType.FP32)
+    low = compiled and dtype is not DType.FP32
+    if not low and scores is not logits:
         tape.pointwise("cast", [logits, scores])
-    tape.pointwise("log_softmax", [scores, scores])
-    tape.pointwise("log_softmax_backward", [scores, scores])
+    tape.pointwise("log_softmax", [logits, logits] if low else [scores, scores])
+    tape.pointwise("log_softmax_backward", [logits, logits] if low else [scores, scores])
     gradient = scores
     if dtype is not DType.FP32:
         gradient = tape.empty((rows, columns), dtype)
-        tape.pointwise("cast", [scores, gradient])
+        if not low:
+            tape.pointwise("cast", [scores, gradient])
     del scores, logits
     matmul(tape, "linear", rows, size, columns, gradient)
     if weight_gradient.dtype is dtype:

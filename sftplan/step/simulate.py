@@ -171,7 +171,7 @@ class _Run:
                 self._pass(ids, last=number == self.passes - 1)
         if self.strategy.max_grad_norm:
             tape.mark("clip")
-            clip(tape, weights)
+            clip(tape, weights, scales=self.strategy.precision is not Precision.BF16_MASTER)
         tape.mark("optimizer")
         if self.shards is not None:
             self.shards.update(first=first)

@@ -22,8 +22,11 @@ EIGHT_BIT_BLOCK_ELEMENTS = 256  # bitsandbytes: one fp32 scale for so many 8-bit
 EIGHT_BIT_MIN_ELEMENTS = 4096  # bitsandbytes: smaller tensors keep fp32 moments
 
 
-def clip(tape: Tape, weights: Trained) -> None:
-    """torch.nn.utils.clip_grad_norm_ with foreach kernels: a partial sum per chunk, a norm per tensor."""
+def clip(tape: Tape, weights: Trained, *, scales: bool = True) -> None:
+    """torch.nn.utils.clip_grad_norm_ with foreach kernels: a partial sum per chunk, a norm per tensor.
+
+    `scales`: gradients are multiplied in a pass of their own, not where the optimizer reads them.
+    """
     chunks = max(-(-w.numel // FOREACH_CHUNK_ELEMENTS) for _, w in weights)
     partial, norms = [], []
     for layer, _ in weights:  # one buffer in truth; here each layer has its part of it
@@ -33,7 +36,8 @@ def clip(tape: Tape, weights: Trained) -> None:
         tape.enter(layer)
         norms.append(tape.empty((), weight.dtype, "temporary"))
         tape.pointwise("norm", [weight])
-        tape.pointwise("clip", [weight, weight])
+        if scales:
+            tape.pointwise("clip", [weight, weight])
     tape.enter(None)
     partial.clear()
     norms.clear()

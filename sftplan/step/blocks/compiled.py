@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
+from sftplan.facts.model import Family
 from sftplan.facts.strategy import Attention, Checkpointing
 from sftplan.step.compiled import HEAD_MULTIPLE, SUPPORTED, Buffer, compiled_block, compiled_head
-from sftplan.step.ops.attention import attention_flops, flash_backward_scratch
+from sftplan.step.ops.attention import attention_flops, flash_backward_scratch, varlen_shape
 from sftplan.step.ops.matmul import matmul
 from sftplan.step.tensor import DType, Tensor
 
@@ -50,13 +51,24 @@ def compiled_layer(tape: Tape, context: Context, number: int, w: LayerWeights, x
     node = tape.node("compiled", inputs, _backward, (x,))
     node.extra = (spec, context, list(w))
     held = _run(tape, spec.forward, {})
-    _work(tape, context, w, x, spec.forward, 1)
+    _work(tape, context, _read_again(w, context) if tape.recomputes else w, x, spec.forward, 1)
     out = held.pop(spec.forward.held["out"].name).view(*x.shape)
     for buffer in _kept(spec, context):
         kept = held.pop(buffer.name, None)
         tape.save(node, tape.empty(buffer.shape, buffer.dtype) if kept is None else kept)
     out.node = node
     return out
+
+
+def _read_again(w: LayerWeights, context: Context) -> LayerWeights:
+    """The weights of what a checkpointed block computes again: not of products that are only added up.
+
+    Forward and backward pass are one graph each, and AOTAutograd leaves out what nothing reads.
+    """
+    last: tuple[str, ...] = ("mlp.c_proj", "dense_4h_to_h", "fc2", "down_proj")
+    if context.model.parallel_residual:
+        last = (*last, "attention.dense")
+    return {name: v for name, v in w.items() if not name.removesuffix(".weight").endswith(last)}
 
 
 def _kept(spec: Compiled, context: Context) -> list[Buffer]:
@@ -103,7 +115,8 @@ def _backward(
     held = {b.name: t for b, t in zip(kept, saved[1:], strict=True)}
     again = [b for b in spec.saved if b.name not in held]
     held |= {b.name: tape.empty(b.shape, b.dtype) for b in again}
-    tape.work("fused", x.dtype, 0, 2 * sum(b.nbytes for b in again))
+    # written once: what they are computed from the kernels beside them read anyway
+    tape.work("fused", x.dtype, 0, sum(b.nbytes for b in again))
     saved.clear()
     node.saved.clear()
     alive = _run(tape, spec.backward, held, partial(_attention_scratch, tape, context, x))
@@ -113,11 +126,24 @@ def _backward(
     _work(
         tape, context, None, x, spec.backward, 2, [shape for shape in w.values() if len(shape) > 1]
     )
+    columns = sum(shape[0] for name, shape in w.items() if _is_bias(name, w))
+    tape.work(
+        "fused",
+        x.dtype,
+        0,
+        x.shape[0] * x.shape[1] * columns * (tape.autocast_dtype or x.dtype).size,
+    )
     out: list[Tensor | None] = [results["d in"].view(*x.shape)]
     for name, (shape, dtype) in zip(names, node.inputs[1:], strict=True):
         source = _gradient_of(name, results)
         out.append(Tensor(shape, dtype, source.storage))
     return out
+
+
+def _is_bias(name: str, shapes: dict[str, tuple[int, ...]]) -> bool:
+    """Whether it is added to a product: its gradient is a sum over the rows of the product's."""
+    stem, _, last = name.rpartition(".")
+    return last == "bias" and len(shapes.get(f"{stem}.weight", ())) > 1
 
 
 def _attention_scratch(tape: Tape, context: Context, x: Tensor) -> None:
@@ -163,13 +189,16 @@ def _work(
             matmul(tape, "linear", tokens, shape[0], shape[1], low)
     lengths = context.documents or (x.shape[1],) * x.shape[0]
     flops = sum(attention_flops(1, model.num_heads, n, n, model.head_dim) for n in lengths)
-    mean = sum(n * n for n in lengths) // sum(lengths)
     moved = 2 * tokens * (model.query_size + model.kv_size) * dtype.size * products
-    if products == 1 and model.residual_dropout:  # of the attention's and of the MLP's result
+    if products == 1 and model.residual_dropout and model.family is Family.OPT:  # others are hashed
         tape.work("random", dtype, 0, 2 * tokens * model.hidden_size)
-    kind = "flash" if products == 1 else "flash_backward"
-    heads = x.shape[0] * model.num_heads
-    tape.work(kind, dtype, flops * products, moved, heads, x.shape[1], model.head_dim, mean)
+    kind = "flash"
+    work: tuple[int, ...] = (x.shape[0] * model.num_heads, x.shape[1], model.head_dim, x.shape[1])
+    if context.documents:
+        kind = "varlen"
+        work = varlen_shape(model.num_heads, model.head_dim, context.documents, x.shape[1])
+    kind += "_backward" if products == 2 else ""
+    tape.work(kind, dtype, flops * products, moved, *work)
     written = sum(b.nbytes for born, b in graph.events if born)
     tape.work("fused", dtype, 0, 2 * written)
 

@@ -31,6 +31,23 @@ def attention_flops(batch: int, heads: int, rows: int, columns: int, head_dim: i
     return 2 * 2 * batch * heads * rows * columns * head_dim
 
 
+def varlen_shape(
+    heads: int, head_dim: int, documents: tuple[int, ...], longest: int
+) -> tuple[int, int, int, int, int]:
+    """What varlen kernels work on: heads, rows, head size, tiles at or below a diagonal, idle programs.
+
+    A document of n rows is b = ⌈n/128⌉ blocks of them and b·(b+1)/2 tiles. Each has as many programs as
+    the longest row that there may be has blocks.
+
+    >>> varlen_shape(20, 64, (300, 100), 1024)
+    (20, 400, 64, 7, 12)
+    """
+    blocks = [-(-n // FLASH_BLOCK_ROWS) for n in documents]
+    tiles = sum(b * (b + 1) // 2 for b in blocks)
+    idle = len(documents) * -(-longest // FLASH_BLOCK_ROWS) - sum(blocks)
+    return heads, sum(documents), head_dim, tiles, idle
+
+
 def flash_attention(
     tape: Tape, q: Tensor, k: Tensor, v: Tensor, documents: tuple[int, ...] = ()
 ) -> Tensor:
@@ -70,9 +87,12 @@ def _work(
     batch, heads, length, head_dim = q.shape
     lengths = documents or (length,) * batch
     flops = sum(attention_flops(1, heads, n, n, head_dim) for n in lengths)
-    mean = sum(n * n for n in lengths) // sum(lengths)
     moved = (2 * q.nbytes + 2 * k.nbytes) * times
-    tape.work(kind, q.dtype, flops * times, moved, batch * heads, length, head_dim, mean)
+    shape: tuple[int, ...] = (batch * heads, length, head_dim, length)
+    if documents:
+        kind = kind.replace("flash", "varlen")
+        shape = varlen_shape(heads, head_dim, documents, length)
+    tape.work(kind, q.dtype, flops * times, moved, *shape)
 
 
 def _flash_backward(

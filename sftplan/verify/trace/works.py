@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sftplan.step.ops.attention import varlen_shape
 from sftplan.step.tape import BROADCAST, MIXED, STRIDED
 from sftplan.verify.trace.flops import ATTENTION, PRODUCTS, VARLEN, flops_of
 
@@ -110,9 +111,10 @@ def _attention(
     first = (ATTENTION.get(name) or VARLEN[name])[1]
     query, key = args[first], args[first + 1]
     kind = "efficient" if "efficient" in name else "flash"
+    shape: tuple[int, ...]
     if name in VARLEN:
         length, heads, size = query.shape
-        shape = (heads, length, size, round(sum(n * n for n in documents) / max(1, length)))
+        kind, shape = "varlen", varlen_shape(heads, size, documents, max(documents))
     else:
         batch, heads, length, size = query.shape
         shape = (batch * heads, length, size, key.shape[2])
