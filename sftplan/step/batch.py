@@ -32,7 +32,7 @@ class Batch:
 
 
 def full_batch(strategy: Strategy, workload: Workload) -> Batch:
-    """The micro-batch of a run, all of one shape: full rows, and of packed ones mean documents."""
+    """The micro-batch of a run, all of one shape: full rows, packed ones of documents as the data has."""
     rows, length = strategy.micro_batch, workload.row_len(packing=strategy.packing)
     tokens = rows * length
     targets = tokens
@@ -47,9 +47,46 @@ def full_batch(strategy: Strategy, workload: Workload) -> Batch:
     if strategy.packing:
         mean = length if workload.lengths is None else workload.lengths.total_mean_tokens
         count = max(rows, round(tokens / mean))
-        documents = (tokens // count,) * (count - 1)
-        documents += (tokens - sum(documents),)
+        histogram = () if workload.lengths is None else workload.lengths.histogram
+        documents = spread(histogram or ((length, 1),), count, tokens, longest=length)
     return Batch(rows=rows, length=length, num_targets=targets, documents=documents)
+
+
+def spread(
+    histogram: tuple[tuple[int, int], ...], count: int, tokens: int, *, longest: int
+) -> tuple[int, ...]:
+    """`count` lengths that add up to `tokens`, at even quantiles of a histogram of (upper edge, number).
+
+    Attention grows with the square of a length: documents of the mean one would have too little.
+
+    >>> spread(((100, 2), (300, 1), (500, 1)), 4, 800, longest=512)
+    (29, 86, 229, 456)
+    >>> spread(((512, 1),), 3, 1536, longest=512)
+    (512, 512, 512)
+    """
+    total = sum(number for _, number in histogram)
+    lengths: list[float] = []
+    passed, lower = 0, 0
+    for upper, number in histogram:
+        while (
+            len(lengths) < count and (at := (len(lengths) + 0.5) / count * total) <= passed + number
+        ):
+            lengths.append(lower + (upper - lower) * (at - passed) / number)
+        passed, lower = passed + number, upper
+    return _scaled(lengths, tokens, longest)
+
+
+def _scaled(lengths: list[float], tokens: int, longest: int) -> tuple[int, ...]:
+    """Whole numbers in the same proportions, none above `longest` while others have room, of the given sum."""
+    factor = tokens / sum(lengths)
+    found = [max(1, min(longest, round(n * factor))) for n in lengths]
+    left = tokens - sum(found)
+    for place in sorted(range(len(found)), key=lambda i: -found[i]):
+        change = max(1 - found[place], min(longest - found[place], left))
+        found[place] += change
+        left -= change
+    found[-1] += left
+    return tuple(found)
 
 
 TARGET_MULTIPLE = 128  # columns of a matrix product come in tiles of this many
