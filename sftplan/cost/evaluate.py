@@ -11,7 +11,7 @@ from sftplan.cost.host import host_memory
 from sftplan.cost.memory import allocated_bound_bytes, exact_peaks
 from sftplan.cost.rows import examples_per_step, tokens_per_step
 from sftplan.cost.time import step_time
-from sftplan.facts.strategy import Allocator, Offload
+from sftplan.facts.strategy import Allocator, Offload, is_captured
 from sftplan.step.batch import full_batch
 from sftplan.step.repeat import MIDDLE, Events, expand, multiplicity
 from sftplan.step.shard import sharding_of, sharding_saves_bytes
@@ -235,12 +235,17 @@ class Evaluator:
 
     def _exact_peaks(self, strategy: Strategy, chip: Chip) -> Peaks:
         events = self.events(strategy, chip, self.model.num_layers)
-        return exact_peaks(events, expandable=strategy.allocator is Allocator.EXPANDABLE)
+        return exact_peaks(
+            events, expandable=strategy.allocator is Allocator.EXPANDABLE,
+            captured=is_captured(strategy, self.num_gpus),
+        )  # fmt: skip
 
     def _quick_peaks(self, strategy: Strategy, chip: Chip) -> Peaks:
         layers = min(self.model.num_layers, QUICK_LAYERS)
         expandable = strategy.allocator is Allocator.EXPANDABLE
-        few = exact_peaks(self.events(strategy, chip, layers), expandable=expandable)
+        captured = is_captured(strategy, self.num_gpus)
+        events = self.events(strategy, chip, layers)
+        few = exact_peaks(events, expandable=expandable, captured=captured)
         allocated = self._bound(strategy, chip)
         return replace(
             few,

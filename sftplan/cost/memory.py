@@ -29,9 +29,14 @@ class Peaks:
     by_category: Mapping[str, int]
 
 
-def exact_peaks(events: Events, *, expandable: bool) -> Peaks:
-    """Every event through the allocator."""
+def exact_peaks(events: Events, *, expandable: bool, captured: bool = False) -> Peaks:
+    """Every event through the allocator.
+
+    `captured` passes are CUDA graphs, which take their memory from a pool of their own (torch.cuda.graph).
+    """
     streams = [kind.partition(ASIDE)[2] for kind in events.kinds]
+    if captured:
+        streams = _own_pool(events)
     result = replay(events.events, events.sizes, expandable=expandable, streams=streams)
     categories: Counter[str] = Counter()
     for event in events.events[: result.peak_event + 1]:
@@ -47,6 +52,18 @@ def exact_peaks(events: Events, *, expandable: bool) -> Peaks:
         at=describe(label),
         by_category=by_category,
     )
+
+
+def _own_pool(events: Events) -> list[str]:
+    """For each storage the pool that it is from: what a forward or backward pass takes is from another."""
+    pools = [""] * len(events.kinds)
+    bounds = [position for position, _ in events.marks] + [len(events.events)]
+    for (start, label), stop in zip(events.marks, bounds[1:], strict=True):
+        if label.partition(" ")[0] in ("forward", "backward"):
+            for event in events.events[start:stop]:
+                if event >= 0:
+                    pools[event] = "passes"
+    return pools
 
 
 def describe(label: str) -> str:
