@@ -276,7 +276,7 @@ def plan_from_choice(
         why=[Reason(choice=what, reason=reason) for what, reason in choice.reasons],
         remedies=[_remedy(other) for other in choice.remedies],
         warnings=find_warnings(model, hardware.gpu, strategy, workload),
-        assumptions=[*assumptions, *find_assumptions(model)],
+        assumptions=[*assumptions, *find_assumptions(model, strategy, hardware.num_gpus)],
         sources=find_sources(hardware, model),
         launch=build_launch(strategy, block_elements=largest_block(model), **nodes),
     )

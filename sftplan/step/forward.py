@@ -37,9 +37,7 @@ class Weights:
     ordered: list[tuple[int | None, Tensor]] = field(default_factory=list)
 
 
-def build_weights(
-    tape: Tape, model: ModelShape, dtype: DType, *, on_host: bool = False
-) -> Weights:
+def build_weights(tape: Tape, model: ModelShape, dtype: DType, *, on_host: bool = False) -> Weights:
     """Allocate the parameters in `model.parameters()` order, on the GPU unless said otherwise."""
     weights = Weights(layers=[{} for _ in range(model.num_layers)])
     for parameter in parameters(model):

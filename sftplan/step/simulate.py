@@ -115,7 +115,8 @@ class _Run:
         if model.anatomy is not None:
             assert tracer is not None, f"{model.name} is not modelled and nobody traces it"
             self.traced = tracer(model, strategy, batch, chip)
-        if model.tied_embeddings and not on_host:  # the head is built with a table of its own, which is then let go
+        # The head is built with a table of its own, which is then let go.
+        if model.tied_embeddings and not on_host:
             width = model.embedding_size or model.hidden_size
             tape.scratch(model.vocab_size * width * dtype.size)
         order = self._order(num_layers or model.num_layers)

@@ -281,5 +281,6 @@ def test_70b_fits_eight_cards_of_80_gb_because_no_card_ever_has_all_of_it() -> N
     peaks = exact_peaks(expand(tape, 80), expandable=True)
 
     assert peaks.at != "building of the model"
-    assert 18e9 < peaks.by_category["weights"] < 18e9 + 2 * 4e9  # a layer or two and the head gathered
+    gathered = peaks.by_category["weights"] - 2 * num_parameters(builtin("llama-3-70b")) / 8
+    assert 0 < gathered < 8e9  # a layer or two and the head
     assert peaks.reserved_bytes < 40e9
