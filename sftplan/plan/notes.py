@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 from sftplan.facts.hardware import Source
 from sftplan.facts.params import num_parameters
 from sftplan.facts.strategy import Attention, Offload, Optimizer, Precision
+from sftplan.units import format_gib
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from sftplan.facts.hardware import Gpu, Hardware
+    from sftplan.facts.hardware import Gpu, Hardware, Host
     from sftplan.facts.model import Anatomy, ModelShape
     from sftplan.facts.strategy import Strategy
     from sftplan.facts.workload import Workload
@@ -112,6 +113,16 @@ def _data_warnings(model: ModelShape, workload: Workload) -> list[str]:
         _, warning = generalisation_ratio(workload.num_examples, num_parameters(model))
         warnings += [warning] if warning else []
     return warnings
+
+
+def host_warnings(needed_bytes: int | None, host: Host) -> list[str]:
+    """What an offload that the GPU fits would need of a host that has less."""
+    if needed_bytes is None or host.memory_bytes is None:
+        return []
+    return [
+        f"offload fits the GPU but needs {format_gib(needed_bytes)} GiB of host memory per node, "
+        f"{format_gib(host.memory_bytes)} GiB are there"
+    ]
 
 
 def find_warnings(model: ModelShape, gpu: Gpu, strategy: Strategy, workload: Workload) -> list[str]:
