@@ -149,10 +149,12 @@ def launch(
 def _check(out: str, options: dict[str, Any], *, resume: bool) -> None:
     """What can be wrong without a look at the data, before a dry run takes its time."""
     from sftplan.train.job import refuse_used_folder
+    from sftplan.train.nodes import NODE_OPTIONS
     from sftplan.train.settings import settings_of
 
-    settings_of(options)
-    refuse_used_folder(Path(out), resume=resume)
+    settings_of({name: value for name, value in options.items() if name not in NODE_OPTIONS})
+    if options["hosts"] is None:  # else the first machine makes the folder, which may be this one or not
+        refuse_used_folder(Path(out), resume=resume)
 
 
 def _introduce(plan: Plan, *, quiet: bool) -> None:

@@ -25,6 +25,7 @@ CONNECT_S = 600.0  # nodes are not started at once, nor is their data ready at o
 RETRY_S = 1.0
 POLL_S = 0.05
 KEEPALIVE = (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4))  # 30 s in all
+NODE_OPTIONS = ("hosts", "node_rank", "port")  # of a launch: where it runs, not how it trains
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
