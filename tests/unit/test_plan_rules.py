@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import sftplan.api
 from sftplan.cli.main import run
 from sftplan.errors import ExitCode
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-import sftplan.api
 
 SMALL_HOST = """
 name = "small-host"
@@ -28,7 +27,7 @@ memory_bytes = 68_719_476_736
 num_cpus = 16
 """
 # Weights and gradients in fp32, rows padded, all logits at once: what transformers' Trainer does.
-AS_IT_COMES = {
+AS_IT_COMES: dict[str, Any] = {
     "precision": "bf16-mixed", "packing": False, "compile": False, "loss": "full", "micro_batch": 8,
 }  # fmt: skip
 
@@ -42,7 +41,7 @@ def test_gpt2_large_on_one_80_gb_card_needs_neither_zero_nor_checkpointing() -> 
 
 
 def test_gpt2_large_as_transformers_trains_it_needs_one_of_them_on_two_24_gb_cards() -> None:
-    wanted = {"model": "gpt2-large", "seq_len": 1024, "hardware": "rtx-4090", "gpus": 2}
+    wanted: dict[str, Any] = {"model": "gpt2-large", "seq_len": 1024, "hardware": "rtx-4090", "gpus": 2}
     plan = sftplan.api.plan(**wanted, command=[], **AS_IT_COMES)
     neither = sftplan.api.plan(
         **wanted, command=[], **AS_IT_COMES, zero=0, checkpointing="none", offload="none"
