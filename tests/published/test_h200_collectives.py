@@ -10,7 +10,8 @@ import pytest
 from sftplan.cost import comm
 from sftplan.facts.profiles import load_hardware
 
-ROWS = list(csv.DictReader((Path(__file__).parent / "h200_collectives.csv").open()))
+TEXT = (Path(__file__).parent / "h200_collectives.csv").read_text()
+ROWS = list(csv.DictReader(TEXT.splitlines()))
 RATES = load_hardware("h200-sxm").rates
 CASES = {
     "all_reduce": (comm.all_reduce_s, RATES.allreduce_fraction),

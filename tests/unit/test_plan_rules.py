@@ -41,11 +41,10 @@ def test_gpt2_large_on_one_80_gb_card_needs_neither_zero_nor_checkpointing() -> 
 
 
 def test_gpt2_large_as_transformers_trains_it_needs_one_of_them_on_two_24_gb_cards() -> None:
-    wanted: dict[str, Any] = {"model": "gpt2-large", "seq_len": 1024, "hardware": "rtx-4090", "gpus": 2}
-    plan = sftplan.api.plan(**wanted, command=[], **AS_IT_COMES)
-    neither = sftplan.api.plan(
-        **wanted, command=[], **AS_IT_COMES, zero=0, checkpointing="none", offload="none"
-    )
+    job = {"model": "gpt2-large", "seq_len": 1024, "hardware": "rtx-4090", "gpus": 2}
+    wanted: dict[str, Any] = {**job, **AS_IT_COMES}
+    plan = sftplan.api.plan(**wanted, command=[])
+    neither = sftplan.api.plan(**wanted, command=[], zero=0, checkpointing="none", offload="none")
 
     assert plan.fits
     assert plan.strategy.zero > 0 or plan.strategy.checkpointing != "none"
