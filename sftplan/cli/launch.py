@@ -16,6 +16,7 @@ from sftplan.cli.options import common_options, knob_options, model_options, opt
 from sftplan.cli.output import print_json, print_text, talk
 from sftplan.cli.plan import invocation
 from sftplan.errors import InfeasibleError, MispredictedError, UsageError
+from sftplan.units import format_gib
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -126,8 +127,7 @@ def launch(
         made, data = _plan_of(plan, request, options, quiet=quiet), request["data"]
     options["train_on_prompt"] = trains_on_prompt(made, options.get("train_on_prompt"))
     if not made.fits:
-        message = "the plan does not fit"
-        raise InfeasibleError(message, "`sftplan plan` shows what would")
+        raise InfeasibleError(_misfit(made), "`sftplan plan` shows what would")
     _introduce(made, quiet=quiet)
     if options["cpu"]:
         talk("on the processor: no dry run, which measures a GPU", quiet=quiet or no_verify)
@@ -153,9 +153,7 @@ def _check(out: str, options: dict[str, Any], *, resume: bool) -> None:
     from sftplan.train.settings import settings_of
 
     settings_of({name: value for name, value in options.items() if name not in NODE_OPTIONS})
-    if (
-        options["hosts"] is None
-    ):  # else the first machine makes the folder, which may be this one or not
+    if options["hosts"] is None:  # else the first machine makes the folder, whichever that is
         refuse_used_folder(Path(out), resume=resume)
 
 
@@ -259,3 +257,15 @@ def _summary(found: dict[str, Any], out: str) -> str:
     from sftplan.report.launch import run_text
 
     return run_text(found, out)
+
+
+def _misfit(plan: Plan) -> str:
+    """What a plan that does not fit lacks: the host's memory, or the GPU's."""
+    gpu, host = plan.memory.gpu, plan.memory.host
+    there, needed, where = gpu.capacity_bytes, gpu.used_bytes, "GPU"
+    if host.capacity_bytes is not None and host.peak_bytes > host.capacity_bytes:
+        there, needed, where = host.capacity_bytes, host.peak_bytes, "host"
+    return (
+        f"the plan does not fit: it needs {format_gib(needed)} GiB of {where} memory, "
+        f"{format_gib(there)} are there"
+    )

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sftplan.facts.hardware import Hardware
 
-HOP_S = 5e-6  # one step of a ring within a node; assumed
+# A collective of 64 KiB between 2 H200, from the host's call on: 65 us gather, 70 all-reduce, 80
+# reduce-scatter (2026-11-24, torch 2.11; tests/published/h200_collectives.csv).
+CALL_S = 70e-6
+HOP_S = 3.4e-6  # each step of a ring more, over NVLink: nccl, src/graph/tuning.cc, hwLat
 NODE_LINK_BYTES_PER_S = 12.5e9  # 100 Gb/s Ethernet per GPU, where a profile does not say; assumed
 CPU_ADAM_BYTES_PER_PARAMETER = (
     30  # fp32 p, m, v read and written, gradient read, 2-byte weight written
@@ -25,14 +28,14 @@ FP32_BYTES = 4
 def all_gather_s(nbytes: float, ranks: int, bytes_per_s: float, pieces: int = 1) -> float:
     """Every rank gets the whole payload of `nbytes`, of which it has 1/n; a reduce-scatter takes as long.
 
-    (n-1)/n · S/B + k·(n-1)·α   in k pieces
+    (n-1)/n · S/B + k·(c + (n-2)·α)   in k pieces
 
     >>> round(all_gather_s(8e9, 8, 350e9), 4)
-    0.02
+    0.0201
     """
     if ranks < 2:
         return 0.0
-    return (ranks - 1) / ranks * nbytes / bytes_per_s + pieces * (ranks - 1) * HOP_S
+    return (ranks - 1) / ranks * nbytes / bytes_per_s + pieces * _latency_s(ranks - 1)
 
 
 reduce_scatter_s = all_gather_s
@@ -41,12 +44,19 @@ reduce_scatter_s = all_gather_s
 def all_reduce_s(nbytes: float, ranks: int, bytes_per_s: float, pieces: int = 1) -> float:
     """A reduce-scatter, then an all-gather.
 
-    2·(n-1)/n · S/B + 2·k·(n-1)·α   in k pieces
+    2·(n-1)/n · S/B + k·(c + (2n-3)·α)   in k pieces
 
     >>> round(all_reduce_s(8e9, 8, 350e9), 4)
     0.0401
     """
-    return 2 * all_gather_s(nbytes, ranks, bytes_per_s, pieces)
+    if ranks < 2:
+        return 0.0
+    return 2 * (ranks - 1) / ranks * nbytes / bytes_per_s + pieces * _latency_s(2 * (ranks - 1))
+
+
+def _latency_s(steps: int) -> float:
+    """Seconds before anything has gone around a ring in so many steps."""
+    return CALL_S + (steps - 1) * HOP_S
 
 
 def copy_s(nbytes: float, bytes_per_s: float) -> float:
@@ -78,8 +88,10 @@ def exposed_s(seconds: float, hidden_behind: float, last_s: float) -> float:
     return max(seconds - hidden_behind, last_s)
 
 
-def link_bytes_per_s(hardware: Hardware) -> float:
+def link_bytes_per_s(hardware: Hardware, fraction: float | None = None) -> float:
     """What rings over all GPUs reach together in one direction: the slowest of their links.
+
+    `fraction` is what the collective in hand reaches of it, if not as much as an all-reduce.
 
     Between nodes there are as many rings as a node has GPUs, each over a network card of its own
     (nccl, src/graph/search.cc).
@@ -95,7 +107,7 @@ def link_bytes_per_s(hardware: Hardware) -> float:
     if hardware.num_nodes > 1:
         each = hardware.internode_bytes_per_s or NODE_LINK_BYTES_PER_S
         inside = min(inside, each * hardware.gpus_per_node)
-    return inside * rates.allreduce_fraction
+    return inside * (fraction or rates.allreduce_fraction)
 
 
 def host_link_bytes_per_s(hardware: Hardware) -> float:

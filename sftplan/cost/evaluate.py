@@ -17,7 +17,6 @@ from sftplan.step.repeat import MIDDLE, Events, expand, multiplicity
 from sftplan.step.shard import sharding_of, sharding_saves_bytes
 from sftplan.step.simulate import STEADY_PASSES, few_layers, simulate, steady
 from sftplan.step.tape import BEFORE_HOPPER, HOPPER, Chip, Tape
-from sftplan.units import GIB
 
 if TYPE_CHECKING:
     from sftplan.cost.memory import Peaks
@@ -30,9 +29,10 @@ if TYPE_CHECKING:
 HOPPER_CAPABILITY = 9.0
 QUICK_LAYERS = 8
 QUICK_RATIO = 4
-# Driver memory of NCCL's communicators and buffers. "1-2 GiB, more with more GPUs" on A100s:
-# stas00/ml-engineering, 2026-08; not measured on other cards yet.
-NCCL_BYTES = GIB
+# Driver memory of NCCL on 2 x H200 (2026-11-24, torch 2.11 and its NCCL, NVLink multicast off): the first
+# communicator with its collectives, and what each further one takes.
+NCCL_BYTES = 884_998_144
+SECOND_NCCL_BYTES = 509_607_936
 # The same of one rank, beside which there is nobody: 585 to 608 MB more than without, in eight of nine dry
 # runs of gpt2-large, gpt2-xl and Llama 3.2 3B on an H200 (2026-11, NCCL of torch 2.11).
 SINGLE_NCCL_BYTES = 595_000_000
@@ -43,6 +43,23 @@ def chip_of(gpu: Gpu) -> Chip:
     capability = gpu.compute_capability
     recent = capability is not None and capability >= HOPPER_CAPABILITY
     return HOPPER if recent else BEFORE_HOPPER
+
+
+def nccl_bytes(strategy: Strategy, num_gpus: int) -> int:
+    """Driver memory of the communicators of one rank.
+
+    We sum targets in the world's; stages 1 and 2 use DeepSpeed's clone of it beside (utils/groups.py,
+    _clone_world_group), stage 3 shares weights out in the world's (partition_parameters.py, Init).
+
+    >>> from sftplan.facts.strategy import Strategy
+    >>> [nccl_bytes(Strategy(zero=stage), 2) // 10**6 for stage in range(4)]
+    [884, 1394, 1394, 884]
+    """
+    sharding = sharding_of(strategy, num_gpus)
+    if num_gpus == 1:
+        return SINGLE_NCCL_BYTES if sharding.uses_deepspeed else 0
+    clones = sharding.uses_deepspeed and sharding.stage < 3
+    return NCCL_BYTES + clones * SECOND_NCCL_BYTES
 
 
 def _speed_key(hardware: Hardware) -> tuple[object, ...]:
@@ -58,6 +75,8 @@ def _speed_key(hardware: Hardware) -> tuple[object, ...]:
         rates.dispatch_scale,
         rates.compiled_dispatch_scale,
         rates.allreduce_fraction,
+        rates.allgather_fraction,
+        rates.reducescatter_fraction,
         rates.pcie_fraction,
         rates.host_bytes_per_s,
         rates.cpu_adam_bytes_per_s,
@@ -268,8 +287,7 @@ class Evaluator:
 
     def _outside_bytes(self, strategy: Strategy, hardware: Hardware) -> int:
         """What the driver shows beyond the allocator's reserve."""
-        alone = SINGLE_NCCL_BYTES if sharding_of(strategy, 1).uses_deepspeed else 0
-        return hardware.rates.context_bytes + (NCCL_BYTES if self.num_gpus > 1 else alone)
+        return hardware.rates.context_bytes + nccl_bytes(strategy, self.num_gpus)
 
     def _compute(self, strategy: Strategy, rows: int) -> Compute:
         linear = linear_flops_per_token(self.model)

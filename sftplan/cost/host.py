@@ -25,8 +25,9 @@ def host_memory(
 
     Offloaded, per parameter: fp32 master weights and two moments, an fp32 gradient (stages 1 and 2
     pin it twice: __init__ and initialize_optimizer_states of DeepSpeed 0.19's stage_1_and_2.py), and a
-    pinned copy in the model's type; with parameters offloaded, those. Under stage 3 every rank builds
-    or loads the whole model on the host first.
+    pinned copy in the model's type; with parameters offloaded, those. Under stage 3 the first rank
+    alone has the whole model before it is cut up, which weighs what a checkpoint being saved does.
+    inductor's workers come on top while a first step compiles.
     """
     count = num_parameters(model)
     low = strategy.precision in (Precision.BF16_MASTER, Precision.BF16_TRUE)
@@ -41,7 +42,5 @@ def host_memory(
         by_category["weights"] = size * here
     if strategy.offload is Offload.NVME:
         del by_category["optimizer"]
-    if strategy.zero == 3 and strategy.offload is Offload.NONE:
-        by_category["weights being loaded"] = size * count * gpus_per_node
     by_category["checkpoint being saved"] = size * count
     return HostMemory(peak_bytes=sum(by_category.values()), by_category=by_category)

@@ -10,8 +10,12 @@ from sftplan.facts.buckets import REDUCE_BUCKET_ELEMENTS, SUM_BUCKET_ELEMENTS
 from sftplan.facts.strategy import Offload
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sftplan.facts.hardware import Hardware
     from sftplan.facts.strategy import Strategy
+
+    Collective = tuple[Callable[[float, int, float, int], float], float]  # and bytes per second
 
 
 class Transfers:
@@ -36,7 +40,15 @@ class Transfers:
         self.last_fraction = min(1.0, max(bucket, largest) / parameters)
         self.pass_s = backward_s / strategy.accumulation  # of one pass backward; forward it is half
 
+    def _unhidden(self, hidden_behind: float, *collectives: Collective) -> float:
+        """What a pass does not hide of its collectives, in their pieces."""
+        ranks, last = self.hardware.num_gpus, self.bytes * self.last_fraction
+        seconds = sum(run(self.bytes, ranks, rate, self.pieces) for run, rate in collectives)
+        last_s = sum(run(last, ranks, rate, 1) for run, rate in collectives)
+        return comm.exposed_s(seconds, hidden_behind, last_s)
+
     def _exposed(self, seconds: float, hidden_behind: float) -> float:
+        """The same of a copy."""
         return comm.exposed_s(seconds, hidden_behind, seconds * self.last_fraction)
 
     def communication_s(self) -> float:
@@ -44,17 +56,21 @@ class Transfers:
         ranks, zero = self.hardware.num_gpus, self.strategy.zero
         if ranks < 2:
             return 0.0
-        link = comm.link_bytes_per_s(self.hardware)
-        one_way = comm.all_gather_s(self.bytes, ranks, link, self.pieces)
-        summed = self._exposed(comm.all_reduce_s(self.bytes, ranks, link, self.pieces), self.pass_s)
+        hardware, rates = self.hardware, self.hardware.rates
+        reduced = comm.all_reduce_s, comm.link_bytes_per_s(hardware)
+        gathers = comm.link_bytes_per_s(hardware, rates.allgather_fraction)
+        gathered = comm.all_gather_s, gathers
+        scatters = comm.link_bytes_per_s(hardware, rates.reducescatter_fraction)
+        scattered = comm.reduce_scatter_s, scatters
+        summed = self._unhidden(self.pass_s, reduced)
         passes = self.strategy.accumulation
         if zero == 0:
             return summed
         if zero < 3:
             times = passes if zero == 2 else 1
-            return times * summed + comm.all_gather_s(self.bytes, ranks, link)
-        forward = self._exposed(one_way, self.pass_s / 2)
-        return passes * (forward + self._exposed(2 * one_way, self.pass_s))
+            return times * summed + comm.all_gather_s(self.bytes, ranks, gathers)
+        forward = self._unhidden(self.pass_s / 2, gathered)
+        return passes * (forward + self._unhidden(self.pass_s, gathered, scattered))
 
     def offload_s(self) -> float:
         """Copies beyond what the backward pass hides, and AdamW on the host.

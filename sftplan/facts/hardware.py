@@ -59,6 +59,8 @@ class Rates:
     pcie_fraction: float  # pinned copies over the host link's
     host_bytes_per_s: float  # streaming bandwidth of host memory
     compiled_dispatch_scale: float = 1.0  # the same of a call of a compiled block
+    allgather_fraction: float | None = None  # the same of an all-gather; None: as an all-reduce
+    reducescatter_fraction: float | None = None  # and of a reduce-scatter
     cpu_adam_bytes_per_s: float | None = None  # AdamW on the host, all cores; None: not measured
     sources: Mapping[str, Source] = field(default_factory=dict)
 

@@ -27,6 +27,8 @@ DEFAULT_RATES: dict[str, float | None] = {
     "pcie_fraction": 0.78,
     "host_bytes_per_s": 45e9,
     "compiled_dispatch_scale": 1.0,
+    "allgather_fraction": None,  # as an all-reduce
+    "reducescatter_fraction": None,
     "cpu_adam_bytes_per_s": None,  # by the host's cores and its bandwidth
 }
 DEFAULT_UNUSABLE_BYTES = 512 * MIB

@@ -46,6 +46,8 @@ RATES: Mapping[str, Field] = {
     "pcie_fraction": _SHARE,
     "host_bytes_per_s": _BANDWIDTH,
     "compiled_dispatch_scale": Field(kind="number", low=0.01, high=100.0),
+    "allgather_fraction": _SHARE,
+    "reducescatter_fraction": _SHARE,
     "cpu_adam_bytes_per_s": _BANDWIDTH,
 }
 

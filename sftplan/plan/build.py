@@ -13,7 +13,7 @@ from sftplan.facts.largest import largest_block
 from sftplan.facts.params import num_parameters
 from sftplan.plan.file import document
 from sftplan.plan.launch import build_launch
-from sftplan.plan.notes import find_assumptions, find_sources, find_warnings
+from sftplan.plan.notes import find_assumptions, find_sources, find_warnings, host_warnings
 from sftplan.plan.record import Plan, Reason
 from sftplan.plan.record_costs import (
     Compute,
@@ -275,8 +275,11 @@ def plan_from_choice(
         neighbours=[_neighbour(other) for other in choice.neighbours],
         why=[Reason(choice=what, reason=reason) for what, reason in choice.reasons],
         remedies=[_remedy(other) for other in choice.remedies],
-        warnings=find_warnings(model, hardware.gpu, strategy, workload),
-        assumptions=[*assumptions, *find_assumptions(model)],
+        warnings=[
+            *host_warnings(choice.host_needed_bytes, hardware.host),
+            *find_warnings(model, hardware.gpu, strategy, workload),
+        ],
+        assumptions=[*assumptions, *find_assumptions(model, strategy, hardware.num_gpus)],
         sources=find_sources(hardware, model),
         launch=build_launch(strategy, block_elements=largest_block(model), **nodes),
     )

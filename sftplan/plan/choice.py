@@ -51,6 +51,10 @@ class Choice(Protocol):
         """Whether it fits."""
 
     @property
+    def host_needed_bytes(self) -> int | None:
+        """What an offload that the GPU fits needs of the host, if that is why nothing fits."""
+
+    @property
     def neighbours(self) -> Sequence[Alternative]:
         """One decision changed."""
 

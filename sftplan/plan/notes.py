@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 from sftplan.facts.hardware import Source
 from sftplan.facts.params import num_parameters
-from sftplan.facts.strategy import Attention, Optimizer, Precision
+from sftplan.facts.strategy import Attention, Offload, Optimizer, Precision
+from sftplan.units import format_gib
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from sftplan.facts.hardware import Gpu, Hardware
-    from sftplan.facts.model import ModelShape
+    from sftplan.facts.hardware import Gpu, Hardware, Host
+    from sftplan.facts.model import Anatomy, ModelShape
     from sftplan.facts.strategy import Strategy
     from sftplan.facts.workload import Workload
 
@@ -56,19 +57,32 @@ def find_sources(hardware: Hardware, model: ModelShape) -> dict[str, str]:
     return {key: str(source) for key, source in sources.items()}
 
 
-def find_assumptions(model: ModelShape) -> list[str]:
-    """What is not known of a model that is not modelled, and what was therefore not searched."""
-    if model.anatomy is None:
-        return []
+# torch/_inductor/config.py, decide_compile_threads: min(32, CPUs). 2 ranks of gpt2-large beside 2 x H200 and
+# 32 CPUs held 3.85 GB more than uncompiled (2026-11-24).
+COMPILE_WORKERS = (
+    "host memory without inductor's compile workers: up to 32 a rank while the first step compiles, "
+    "about 60 MB each; TORCHINDUCTOR_COMPILE_THREADS limits them"
+)
+
+
+def find_assumptions(model: ModelShape, strategy: Strategy, num_gpus: int) -> list[str]:
+    """What the plan leaves out, or does not know of a model that is not modelled."""
+    apart = []
+    if strategy.compile and (num_gpus > 1 or strategy.offload is not Offload.NONE):
+        apart = [COMPILE_WORKERS]
+    return apart if model.anatomy is None else [*apart, _not_modelled(model, model.anatomy)]
+
+
+def _not_modelled(model: ModelShape, anatomy: Anatomy) -> str:
     found = (
         f"{model.model_type} is not modelled: planned from the passes of transformers' own model, traced; "
         "searched without compiling, packing, ZeRO and offload"
     )
-    if model.anatomy.idle_parameters or not model.anatomy.alike:
+    if anatomy.idle_parameters or not anatomy.alike:
         found += ", in bf16-master alone"
-    if not model.anatomy.plain_head:
+    if not anatomy.plain_head:
         found += ", with transformers' own loss"
-    return [found]
+    return found
 
 
 def _attention_warnings(model: ModelShape, strategy: Strategy) -> list[str]:
@@ -101,6 +115,16 @@ def _data_warnings(model: ModelShape, workload: Workload) -> list[str]:
         _, warning = generalisation_ratio(workload.num_examples, num_parameters(model))
         warnings += [warning] if warning else []
     return warnings
+
+
+def host_warnings(needed_bytes: int | None, host: Host) -> list[str]:
+    """What an offload that the GPU fits would need of a host that has less."""
+    if needed_bytes is None or host.memory_bytes is None:
+        return []
+    return [
+        f"offload fits the GPU but needs {format_gib(needed_bytes)} GiB of host memory per node, "
+        f"{format_gib(host.memory_bytes)} GiB are there"
+    ]
 
 
 def find_warnings(model: ModelShape, gpu: Gpu, strategy: Strategy, workload: Workload) -> list[str]:

@@ -29,6 +29,8 @@ _RATES = (
     ("products", "matmul_fraction", "of peak", 1.0),
     ("memory streams", "hbm_fraction", "of bandwidth", 1.0),
     ("all-reduce", "allreduce_fraction", "of the link", 1.0),
+    ("all-gather", "allgather_fraction", "of the link", 1.0),
+    ("reduce-scatter", "reducescatter_fraction", "of the link", 1.0),
     ("host copies", "pcie_fraction", "of the link", 1.0),
     ("context", "context_bytes", "GiB", None),
     ("idle device", "device_bytes", "GiB", None),

@@ -57,12 +57,16 @@ def _title(plan: Plan) -> list[str]:
 
 def verdict_line(plan: Plan, style: Style) -> str:
     """The line that answers the question by itself."""
-    gpu = plan.memory.gpu
+    gpu, host = plan.memory.gpu, plan.memory.host
     head = style.paint(VERDICTS[plan.verdict], "bold", verdict_colour(plan.verdict))
     used, capacity = format_gib(gpu.used_bytes), format_gib(gpu.capacity_bytes)
     text = f"{head}: {used} of {capacity} GiB per GPU, "
     if gpu.headroom_bytes < 0:
         return f"{text}{format_gib(-gpu.headroom_bytes)} GiB over"
+    if host.capacity_bytes is not None and host.peak_bytes > host.capacity_bytes:
+        used, capacity = format_gib(host.peak_bytes), format_gib(host.capacity_bytes)
+        over = format_gib(host.peak_bytes - host.capacity_bytes)
+        return f"{head}: {used} of {capacity} GiB of host memory per node, {over} GiB over"
     note = ""
     if plan.verdict == "does_not_fit":
         note = f", less than the margin of {plan.inputs.margin_fraction:.0%}"

@@ -124,6 +124,8 @@ def machine_key(hardware: Hardware) -> tuple[object, ...]:
         rates.device_bytes,
         rates.dispatch_scale,
         rates.allreduce_fraction,
+        rates.allgather_fraction,
+        rates.reducescatter_fraction,
         rates.pcie_fraction,
         rates.host_bytes_per_s,
         hardware.gpus_per_node,

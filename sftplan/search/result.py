@@ -17,13 +17,18 @@ KnobValue = bool | int | float | str
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """A strategy with its exact estimate; `change` is what tells it from the chosen one."""
+    """A strategy with its exact estimate; `change` is what tells it from the chosen one.
+
+    `host_needed_bytes` is what the host would have to hold for an offload that the GPU fits, where
+    nothing else does and the host has less.
+    """
 
     strategy: Strategy
     estimate: Estimate
     verdict: Verdict
     change: Mapping[str, KnobValue] = field(default_factory=dict)
     reason: str | None = None
+    host_needed_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +57,11 @@ class Choice:
     def verdict(self) -> Verdict:
         """Whether it fits."""
         return self.option.verdict
+
+    @property
+    def host_needed_bytes(self) -> int | None:
+        """What the host lacks room for, if that is why nothing fits."""
+        return self.option.host_needed_bytes
 
     @property
     def neighbours(self) -> Sequence[Option]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from sftplan.search.coster import capacity_bytes, judge, missing_host_bytes
@@ -119,15 +119,17 @@ def _ranked(search: Search, families: Sequence[Family], limit: float) -> list[Ca
 
 
 def _leanest(search: Search, families: dict[Offload, list[Family]]) -> Option:
-    """What needs least of the GPU, of what the host can hold."""
+    """What needs least of the GPU, of what the host can hold; all the same it does not fit."""
     found = (find_leanest(search.ledger, offered) for offered in families.values())
     leanest = [each for each in found if each is not None]
-    options = []
+    needed = []
     for each in sorted(leanest, key=lambda each: each.used_bytes):
-        options.append(search.option(each.strategy))
-        if not missing_host_bytes(options[-1].estimate, search.hardware):
-            return options[-1]
-    return options[-1]
+        option = search.option(each.strategy)
+        if not missing_host_bytes(option.estimate, search.hardware):
+            break
+        if option.estimate.memory.used_bytes <= capacity_bytes(search.hardware):
+            needed.append(option.estimate.host.peak_bytes)
+    return replace(option, host_needed_bytes=min(needed, default=None))
 
 
 def num_steps(search: Search, option: Option) -> int | None:

@@ -37,13 +37,13 @@ class Weights:
     ordered: list[tuple[int | None, Tensor]] = field(default_factory=list)
 
 
-def build_weights(tape: Tape, model: ModelShape, dtype: DType) -> Weights:
-    """Allocate the parameters in `model.parameters()` order."""
+def build_weights(tape: Tape, model: ModelShape, dtype: DType, *, on_host: bool = False) -> Weights:
+    """Allocate the parameters in `model.parameters()` order, on the GPU unless said otherwise."""
     weights = Weights(layers=[{} for _ in range(model.num_layers)])
     for parameter in parameters(model):
         number, name = _layer_of(parameter.name, model)
         tape.owner = number
-        tensor = tape.parameter(parameter.shape, dtype)
+        tensor = tape.parameter(parameter.shape, dtype, on_host=on_host)
         weights.ordered.append((number, tensor))
         if number is None:
             weights.others[parameter.name] = tensor

@@ -150,8 +150,16 @@ class Shards:
         return counts
 
     def prepare(self) -> None:
-        """Flatten the weights, or cut them up; set up master weights and persistent buffers."""
+        """Flatten the weights, or cut them up; set up master weights and persistent buffers.
+
+        Stage 3 cuts them one by one: each is here whole for that long (partition_parameters.py,
+        _convert_to_zero_parameters).
+        """
         stage, ranks = self.sharding.stage, self.sharding.ranks
+        if stage == 3:
+            for layer, weight in self.weights.ordered:
+                self.tape.enter(layer)
+                self.tape.scratch(weight.numel * self.size)
         for layer, elements in self.layer_elements().items():
             self.tape.enter(layer)
             held = share(elements, ranks) if stage == 3 else elements

@@ -107,15 +107,18 @@ class _Run:
         self.sharding = sharding
         self.passes = min(strategy.accumulation, passes)
         tape = self.tape = Tape(AUTOCAST.get(strategy.precision), chip)
-        self.weights = build_weights(tape, model, weight_dtype(strategy.precision))
+        on_host = sharding.stage == 3  # whence each weight's share is taken
+        dtype = weight_dtype(strategy.precision)
+        self.weights = build_weights(tape, model, dtype, on_host=on_host)
         self.buffers = build_buffers(tape, model)
         self.traced: Sequence[Pass] = ()
         if model.anatomy is not None:
             assert tracer is not None, f"{model.name} is not modelled and nobody traces it"
             self.traced = tracer(model, strategy, batch, chip)
-        if model.tied_embeddings:  # the head is built with a table of its own, which is then let go
-            size = self.weights.ordered[0][1].dtype.size
-            tape.scratch(model.vocab_size * (model.embedding_size or model.hidden_size) * size)
+        # The head is built with a table of its own, which is then let go.
+        if model.tied_embeddings and not on_host:
+            width = model.embedding_size or model.hidden_size
+            tape.scratch(model.vocab_size * width * dtype.size)
         order = self._order(num_layers or model.num_layers)
         self.update = Update(strategy, order)
         self.shards: Shards | None = None

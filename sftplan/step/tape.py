@@ -125,9 +125,10 @@ class Tape:
         held = [self.storage(size, f"temporary{stream}") for size in num_bytes if size]
         del held
 
-    def parameter(self, shape: tuple[int, ...], dtype: DType) -> Tensor:
-        """A weight that is trained."""
-        weight = self.empty(shape, dtype, "weights")
+    def parameter(self, shape: tuple[int, ...], dtype: DType, *, on_host: bool = False) -> Tensor:
+        """A weight that is trained; built on the host it takes nothing here."""
+        weight = self.empty(shape if not on_host else (0,), dtype, "weights")
+        weight.shape = shape
         self.weight_bytes[self.owner] += weight.nbytes
         weight.is_leaf = True
         weight.node = Node("AccumulateGrad", LEAF_SEQUENCE, [], _accumulate, [])

@@ -70,7 +70,7 @@ class Seeds:
         self._place(device)
 
     def _place(self, device: torch.device) -> None:
-        self.drawn = self.drawn.to(device)
+        self.drawn = torch.zeros_like(self.drawn, device=device)
         for place, dropout in zip(self.drawn, self.dropouts, strict=True):
             dropout.seed = place[:1]
 

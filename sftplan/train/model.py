@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import distributed
 
 from sftplan.errors import NotReadyError, UsageError
 from sftplan.facts.catalogue import entries
@@ -100,12 +101,15 @@ def build_model(
     weights: str | None = None,
     seed: int = 0,
 ) -> Any:
-    """The model on the device in training mode, with `weights` from a folder or drawn at random."""
+    """The model on the device in training mode, with `weights` from a folder or drawn at random.
+
+    On "meta" it has shapes alone.
+    """
     from transformers import AutoModelForCausalLM
 
     dtype = weight_dtype(precision)
     torch.manual_seed(seed)
-    if weights is None:
+    if weights is None or device.type == "meta":
         with device:
             model = AutoModelForCausalLM.from_config(
                 config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
@@ -122,6 +126,17 @@ def build_model(
             ).to(device)
     model.config.use_cache = False
     return model.train()
+
+
+def place_to_build(zero: int, device: torch.device, world_size: int) -> torch.device:
+    """Where a rank builds the model: under stage 3 on the host, as whole it may not fit on the GPU.
+
+    There the first rank alone does; the others take its weights' shapes ("meta") and then their shares
+    of what it sends, so that a machine needs room for one model and not for one per GPU.
+    """
+    if zero < 3:
+        return device
+    return torch.device("cpu" if world_size == 1 or distributed.get_rank() == 0 else "meta")
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from sftplan.train.model import (
     build_model,
     config_of,
     device_of,
+    place_to_build,
     product_dtype,
     without_bars,
     without_pad_token,
@@ -78,8 +79,7 @@ def build_stepper(
     sharded = uses_deepspeed(strategy)
     model = build_model(
         config, precision=strategy.precision, attention=kernel.name, weights=weights,
-        # From the host stage 3 takes each weight's share: whole they may not fit on the GPU.
-        device=torch.device("cpu") if strategy.zero == 3 else device, seed=settings.seed,
+        device=place_to_build(strategy.zero, device, world_size), seed=settings.seed,
     )  # fmt: skip
     prepare_blocks(model, checkpointing=strategy.checkpointing, compiled=strategy.compile)
     response, chunk = loss_functions(compiled=strategy.compile)

@@ -11,13 +11,14 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import distributed
 
 from sftplan.facts.strategy import Precision
 from sftplan.train.engine import join_group, load_deepspeed, make_optimizer, settings_here
 from sftplan.train.sharded_state import States
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from sftplan.plan.record_inputs import StrategyRecord
     from sftplan.train.settings import Settings
@@ -66,11 +67,36 @@ class _Whole(torch.nn.Module):
 def _partition(
     deepspeed: Any, root: torch.nn.Module, settings: Mapping[str, Any], device: torch.device
 ) -> None:
-    """Take the weights from the host share by share; what is no weight goes to the GPU as it is."""
+    """Take the weights from the first rank's host one by one, each rank its share of each.
+
+    DeepSpeed sends every weight from the first rank, so the others have shapes alone until it does.
+    What is no weight comes from there too.
+    """
+
+    class Init(deepspeed.zero.Init):  # type: ignore[misc]  # it is Any
+        def _convert_to_zero_parameters(self, param_list: Iterable[torch.nn.Parameter]) -> None:
+            for parameter in param_list:
+                if parameter.is_meta:
+                    _make_room(parameter, device)
+                super()._convert_to_zero_parameters([parameter])
+
     dtype = next(root.parameters()).dtype
-    deepspeed.zero.Init(module=root, config_dict_or_path=dict(settings), dtype=dtype)
-    for buffer in root.buffers():
-        buffer.data = buffer.data.to(device)
+    Init(module=root, config_dict_or_path=dict(settings), dtype=dtype)
+    for module in root.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            here = torch.empty_like(buffer, device=device) if buffer.is_meta else buffer.to(device)
+            here = here.contiguous()
+            if distributed.get_world_size() > 1:
+                distributed.broadcast(here.view(-1).view(torch.uint8), 0)
+            module._buffers[name] = here
+
+
+def _make_room(parameter: torch.nn.Parameter, device: torch.device) -> None:
+    """Memory for a weight that has a shape alone; whoever refers to it still does."""
+    empty = torch.nn.Parameter(
+        torch.empty_like(parameter, device=device), requires_grad=parameter.requires_grad
+    )
+    torch.utils.swap_tensors(parameter, empty)  # type: ignore[no-untyped-call]
 
 
 class ShardedUpdate:

@@ -231,7 +231,9 @@ def main() -> None:
     parser.add_argument("--events", type=Path)
     parser.add_argument("--judge", action="store_true")
     parser.add_argument("--skip", type=int, default=0, help="so many of the cases")
-    parser.add_argument("--only", default="", help="cases whose names hold one of these, with commas")
+    parser.add_argument(
+        "--only", default="", help="cases whose names hold one of these, with commas"
+    )
     args = parser.parse_args()
     if args.judge:
         judge(args.out)

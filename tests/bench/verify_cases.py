@@ -151,6 +151,7 @@ class Only:
     strategy: Strategy
     estimate: Any
     verdict: Any = "fits"
+    host_needed_bytes: int | None = None
     neighbours: tuple[Any, ...] = ()
     remedies: tuple[Any, ...] = ()
     reasons: tuple[tuple[str, str], ...] = ()

@@ -25,6 +25,7 @@ class FakeChoice:
     strategy: Strategy
     estimate: Estimate
     verdict: str = "fits"
+    host_needed_bytes: int | None = None
     neighbours: tuple[Any, ...] = ()
     remedies: tuple[Any, ...] = ()
     reasons: tuple[tuple[str, str], ...] = (("precision", "tensor cores"),)

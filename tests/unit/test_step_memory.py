@@ -248,3 +248,39 @@ def test_allocators_agree_on_what_is_live() -> None:
     assert expandable.peak_allocated_bytes <= default.peak_allocated_bytes
     assert default.peak_allocated_bytes <= default.peak_reserved_bytes
     assert expandable.peak_reserved_bytes < 1.1 * expandable.peak_allocated_bytes
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama-3.2-1b"])
+def test_stage_3_has_of_the_weights_no_more_than_shares_and_one_whole(name: str) -> None:
+    """They are built on the host and cut up one by one."""
+    model, ranks = small(name, 3), 8
+    strategy = Strategy(precision=Precision.BF16_MASTER, zero=3, offload=Offload.OPTIMIZER)
+    tape = simulate(model, strategy, batch_of(strategy), num_gpus=ranks)
+    built = next(position for position, label in tape.marks if label == "forward")
+    live = most = 0
+    for event in tape.events[:built]:
+        kind = tape.kinds[max(event, ~event)].partition(ASIDE)[0]
+        if kind in ("weights", "temporary"):
+            live += tape.sizes[event] if event >= 0 else -tape.sizes[~event]
+            most = max(most, live)
+
+    table = 2 * model.vocab_size * model.hidden_size
+    shares = 2 * num_parameters(model) / ranks
+    assert most == pytest.approx(max(table, shares), rel=1e-3)
+
+
+def test_70b_fits_eight_cards_of_80_gb_because_no_card_ever_has_all_of_it() -> None:
+    """140 GB of weights, of which each holds an eighth, and a checkpoint per layer."""
+    strategy = Strategy(
+        precision=Precision.BF16_MASTER, zero=3, offload=Offload.OPTIMIZER, micro_batch=1,
+        checkpointing=Checkpointing.FULL,
+    )  # fmt: skip
+    few = few_layers(builtin("llama-3-70b"), 2048)
+    assert few is not None
+    tape = simulate(few, strategy, batch_of(strategy, 2048), num_gpus=8, num_layers=80)
+    peaks = exact_peaks(expand(tape, 80), expandable=True)
+
+    assert peaks.at != "building of the model"
+    gathered = peaks.by_category["weights"] - 2 * num_parameters(builtin("llama-3-70b")) / 8
+    assert 0 < gathered < 8e9  # a layer or two and the head
+    assert peaks.reserved_bytes < 40e9

@@ -114,3 +114,15 @@ def test_a_compiled_block_keeps_no_mask() -> None:
         model(torch.ones(64, 8, requires_grad=True))
     assert kept
     assert all(t.dtype not in (torch.bool, torch.uint8) for t in kept)
+
+
+def test_a_model_that_had_shapes_alone_draws_where_it_comes_to_be() -> None:
+    with torch.device("meta"):
+        model = Model()
+    hash_dropouts(model, list(model.blocks))
+    model.to_empty(device="cpu")
+    model.train()(torch.ones(4, 8))
+    seeds = [m.seed for m in model.modules() if isinstance(m, HashedDropout)]
+
+    assert {seed.device.type for seed in seeds} == {"cpu"}
+    assert len({int(seed) for seed in seeds}) == len(seeds) == 2

@@ -32,7 +32,7 @@ from sftplan.train import checkpoint, summing
 from sftplan.train.compiled import prepare_blocks
 from sftplan.train.evaluate import Evaluation, evaluate
 from sftplan.train.inputs import Layout, to_device
-from sftplan.train.model import build_model
+from sftplan.train.model import build_model, place_to_build
 from sftplan.train.packing_check import check_packing
 from sftplan.train.settings import Settings
 from sftplan.train.sharded import ShardedUpdate
@@ -150,8 +150,9 @@ class Rank:
         """The model and its optimizer, as `sftplan.train.session` makes them."""
         config = TIED if case.tied else UNTIED
         model = build_model(
-            config, precision=case.precision, attention="sdpa", device=CPU, seed=seed
-        )
+            config, precision=case.precision, attention="sdpa", seed=seed,
+            device=place_to_build(case.zero, CPU, self.world_size),
+        )  # fmt: skip
         prepare_blocks(model, checkpointing=case.checkpointing, compiled=False)
         return Stepper(
             model=model, update=self.update(model, case), precision=case.precision, loss=case.loss,
