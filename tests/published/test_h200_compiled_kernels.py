@@ -1,0 +1,48 @@
+"""What a GPU was busy for in compiled steps, kernel by kernel, against the plan's."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from sftplan.cost.time import step_time
+from sftplan.facts.catalogue import builtin
+from sftplan.facts.profiles import load_hardware
+from sftplan.facts.strategy import Strategy
+from sftplan.plan.request import read_pins
+from sftplan.step.batch import Batch
+from sftplan.step.repeat import MIDDLE, multiplicity
+from sftplan.step.simulate import few_layers, steady
+
+FILE = Path(__file__).with_name("h200_compiled_kernels.csv")
+KNOBS = ("precision", "checkpointing", "loss")
+CLASSES = ("products_s", "varlen_s", "varlen_backward_s", "memory_bound_s", "update_s")
+
+
+def planned_s(row: dict[str, str]) -> float:
+    """Seconds of the same step, batch and documents included."""
+    rows, length = int(row["micro_batch"]), int(row["seq_len"])
+    knobs: dict[str, Any] = {name: row[name] for name in KNOBS}
+    knobs |= {"attention": "varlen", "packing": True, "compile": True, "micro_batch": rows}
+    pins: dict[str, Any] = read_pins(knobs)
+    strategy, model = Strategy(**pins), builtin(row["model"])
+    batch = Batch(
+        rows=rows, length=length, num_targets=int(row["num_targets"]),
+        documents=tuple(map(int, row["documents"].split())),
+    )  # fmt: skip
+    tape = steady(few_layers(model, length) or model, strategy, batch, num_layers=model.num_layers)
+    times = {MIDDLE: multiplicity(MIDDLE, model.num_layers)}
+    seconds = step_time(tape, times, strategy, None, model, load_hardware("h200-sxm")).step_s
+    assert seconds is not None
+    return seconds
+
+
+def test_the_gpus_time_of_twenty_compiled_steps() -> None:
+    with FILE.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == 20
+    errors = [planned_s(row) / sum(float(row[name]) for name in CLASSES) - 1 for row in rows]
+    assert fmean(map(abs, errors)) < 0.045
+    assert max(map(abs, errors)) < 0.085
