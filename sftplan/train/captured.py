@@ -61,7 +61,7 @@ class CapturedPasses:
         read = self._filled(inputs, factor)
         known = self._passes.get(first)
         if known is None:
-            known = self._passes[first] = self._forward(lambda: forward(*read))
+            known = self._passes[first] = _Pass(*self._captured(lambda: forward(*read)))
         known.forward.replay()
         mark("backward")
         if known.backward is None:
@@ -120,10 +120,6 @@ class CapturedPasses:
             message = f"the passes cannot be captured as CUDA graphs: {str(error).splitlines()[0]}"
             raise TrainingFailedError(message, "--no-compile runs without") from error
         return graph, result
-
-    def _forward(self, function: Callable[[], Tensor]) -> _Pass:
-        graph, loss = self._captured(function)
-        return _Pass(graph, loss)
 
     def _backward(self, known: _Pass) -> None:
         known.backward, _ = self._captured(known.loss.backward)

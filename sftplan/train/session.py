@@ -94,13 +94,12 @@ def build_stepper(
             model, precision=strategy.precision, kind=strategy.optimizer, settings=settings,
             world_size=world_size,
         )  # fmt: skip
-    captured = None
-    if kernel.flat and is_captured(strategy_of(strategy), world_size):
-        captured = CapturedPasses(update.parameters)
+    captures = kernel.flat and is_captured(strategy_of(strategy), world_size)
     return Stepper(
         model=model, update=update, precision=strategy.precision, loss=strategy.loss,
         max_grad_norm=strategy.max_grad_norm, device=device, world_size=world_size,
-        captured=captured, scale=LossScale() if strategy.precision is Precision.FP16_MIXED else None,
+        captured=CapturedPasses(update.parameters) if captures else None,
+        scale=LossScale() if strategy.precision is Precision.FP16_MIXED else None,
         response=response, chunk=chunk,
     )  # fmt: skip
 
