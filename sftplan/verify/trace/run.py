@@ -24,6 +24,7 @@ from sftplan.train.settings import Settings
 from sftplan.train.step import train_step
 from sftplan.verify.trace.accumulation import added_in_place, root
 from sftplan.verify.trace.eight_bit import Library
+from sftplan.verify.trace.one_kernel import MasterAdamW
 from sftplan.verify.trace.recorder import Recorder
 from sftplan.verify.trace.stand_in import DEVICE, as_on_cuda
 from sftplan.verify.worst import made_up_batches, worst_micro_batch
@@ -118,7 +119,7 @@ def trace_plan(plan: Plan, chip: Chip) -> Trace:
     )  # fmt: skip
     documents = _documents(real)
     with (
-        _eight_bit_here(plan),
+        _optimizers_here(plan),
         recording(chip, documents=documents, packed=strategy.packing) as recorder,
     ):
         stepper = _stepper(plan, config, kernel)
@@ -143,15 +144,12 @@ def _stepper(plan: Plan, config: Any, kernel: Any) -> Stepper:
 
 
 @contextmanager
-def _eight_bit_here(plan: Plan) -> Iterator[None]:
-    """bitsandbytes needs a GPU, and asks the device whether to skip; its states are as large without."""
-    if plan.strategy.optimizer is not Optimizer.ADAMW_8BIT:
-        yield
-        return
-    with (
-        patch.object(update_module, "_bitsandbytes", lambda: Library),
-        patch.object(update_module, "_is_set", lambda _: False),
-    ):
+def _optimizers_here(plan: Plan) -> Iterator[None]:
+    """Optimizers whose kernels need a GPU, as memory sees them: their states are as large without."""
+    places: dict[str, Any] = {"_has_triton": lambda _: True, "_master_adamw": lambda: MasterAdamW}
+    if plan.strategy.optimizer is Optimizer.ADAMW_8BIT:  # it asks the device whether to skip
+        places |= {"_bitsandbytes": lambda: Library, "_is_set": lambda _: False}
+    with patch.multiple(update_module, **places):
         yield
 
 
