@@ -2,7 +2,8 @@
 
 inductor's own takes ten rounds of Philox an element and keeps a byte of mask for each. A hash of a few
 integer operations hides behind the memory traffic of the kernel that it is fused into, and the backward
-pass computes it again from the seed.
+pass may compute it again from the seed (of GPT-2 AOTAutograd does so for the attention's dropout; the
+MLP's mask it keeps).
 """
 
 from __future__ import annotations
