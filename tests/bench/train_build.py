@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import argparse
 
+OWN_KNOBS = ("dropout", "reversed")  # of the benchmark, not of a plan
 PEAK_FLOPS = 989e12  # H200 and H100 SXM, dense bf16
 SHARED = (Path("../shared/data"), Path("shared/data"), Path(__file__).parents[3] / "shared/data")
 
@@ -88,45 +89,31 @@ def build(args: argparse.Namespace, knobs: dict[str, Any]) -> tuple[Any, Any, An
     import torch
 
     from sftplan.data.batches import Sharing, batches
-    from sftplan.facts.strategy import Attention, Checkpointing, Loss, Optimizer, Precision
+    from sftplan.facts.strategy import Strategy
+    from sftplan.plan.build import strategy_record
+    from sftplan.plan.request import read_pins
     from sftplan.train.attention import choose_kernel
-    from sftplan.train.captured import CapturedPasses
-    from sftplan.train.compiled import loss_functions, prepare_blocks
     from sftplan.train.inputs import Layout
-    from sftplan.train.model import build_model, product_dtype
+    from sftplan.train.model import product_dtype
+    from sftplan.train.session import build_stepper
     from sftplan.train.settings import Settings
-    from sftplan.train.step import Stepper
-    from sftplan.train.update import Update
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision, shape = Precision(knobs["precision"]), shape_of(args)
+    pins = read_pins({name: value for name, value in knobs.items() if name not in OWN_KNOBS})
+    strategy, shape = Strategy(**pins), shape_of(args)
     config = config_of(args, shape, knobs.get("dropout"))
-    kernel = choose_kernel(
-        Attention(knobs["attention"]), device=device, low=product_dtype(precision), config=config
-    )
-    model = build_model(
-        config, precision=precision, attention=kernel.name, device=device, seed=knobs.get("seed", 0)
-    )
-    prepare_blocks(
-        model, checkpointing=Checkpointing(knobs["checkpointing"]), compiled=knobs["compile"]
-    )
-    response, chunk = loss_functions(compiled=knobs["compile"])
-    settings = Settings(learning_rate=args.learning_rate)
-    sharing = Sharing(micro_batch=knobs["micro_batch"], accumulation=knobs["accumulation"])
+    low = product_dtype(strategy.precision)
+    kernel = choose_kernel(strategy.attention, device=device, low=low, config=config)
+    stepper = build_stepper(
+        strategy_record(strategy, ()), config, kernel, Settings(learning_rate=args.learning_rate),
+        device=device, deepspeed={},
+    )  # fmt: skip
+    sharing = Sharing(micro_batch=strategy.micro_batch, accumulation=strategy.accumulation)
     data = batches(
         examples_of(args, shape.vocab_size), seq_len=args.seq, sharing=sharing,
-        packing=knobs["packing"], epochs=1.0, seed=1,
+        packing=strategy.packing, epochs=1.0, seed=1,
     )  # fmt: skip
-    update = Update(model, precision=precision, kind=Optimizer.ADAMW, settings=settings)
-    captured = None
-    if device.type == "cuda" and knobs["compile"] and knobs["attention"] == "varlen":
-        captured = CapturedPasses(update.parameters)
-    stepper = Stepper(
-        model=model, precision=precision, loss=Loss(knobs["loss"]), max_grad_norm=1.0, device=device,
-        update=update,
-        response=response, chunk=chunk, captured=captured,
-    )  # fmt: skip
-    return stepper, data, Layout(flat=kernel.flat, packed=knobs["packing"])
+    return stepper, data, Layout(flat=kernel.flat, packed=strategy.packing)
 
 
 def schedule_of(args: argparse.Namespace) -> Any:

@@ -83,7 +83,6 @@ def losses(
     for number in range(STEPS):
         if number == release_at:
             stepper.release()
-            found.append([torch.cuda.memory_reserved() * 0.0])
         step = data.step(0, number)
         inputs = [to_device(b, Layout(flat=True, packed=True), device) for b in step.micro_batches]
         seen: list[str] = []
@@ -103,4 +102,4 @@ def test_replayed_steps_are_the_same_steps_to_the_bit(case: Sequence[Any]) -> No
 @pytest.mark.filterwarnings("default")
 def test_what_was_released_is_captured_again() -> None:
     found = losses(CASES[0], captured=True, release_at=4)
-    assert [x for x in found if len(x) == 2] == losses(CASES[0], captured=False)
+    assert found == losses(CASES[0], captured=False)
