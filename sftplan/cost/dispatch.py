@@ -41,9 +41,9 @@ CHECKPOINT_BACKWARD_S = (
 )
 MODEL_FORWARD_S = 1.25e-3  # around the blocks: masks, positions, autocast, the loss's own lines
 
-# A compiled block, forward or backward: guards, the wrapper of its graph, its launches and nodes. From the 12
-# compiled steps of the calibration half of tests/published/h200_verify.csv, four of them held up by the host:
-# 0.85 to 1.0 ms a call. Checkpointing is part of the graph and costs nothing of its own.
+# A compiled block, forward or backward: guards, the wrapper of its graph, its launches and nodes. From 12
+# compiled steps beside one H200 (torch 2.11, 2026-11-24), before passes were captured, four of them held up by
+# the host: 0.85 to 1.0 ms a call. Checkpointing is part of the graph and costs nothing of its own.
 COMPILED_CALL_S = 1.0e-3
 COMPILED = "compiled"
 VIEWS = frozenset(("view", "transpose", "split", "slice"))  # launch nothing

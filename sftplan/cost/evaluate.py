@@ -238,7 +238,8 @@ class Evaluator:
             many = min(strategy.accumulation, STEADY_PASSES)
             key = (replace(strategy, accumulation=many), HOPPER)
         if key not in self._peaks:
-            self._peaks[key] = self._quick_peaks(*key) if self.quick else self._exact_peaks(*key)
+            peaks_of = self._quick_peaks if self.quick else self._exact_peaks
+            self._peaks[key] = peaks_of(*key)
         peaks = self._peaks[key]
         context = hardware.rates.context_bytes
         idle = max(hardware.gpu.unusable_bytes, hardware.rates.device_bytes)
@@ -252,19 +253,15 @@ class Evaluator:
             by_category=peaks.by_category,
         )
 
-    def _exact_peaks(self, strategy: Strategy, chip: Chip) -> Peaks:
-        events = self.events(strategy, chip, self.model.num_layers)
+    def _exact_peaks(self, strategy: Strategy, chip: Chip, num_layers: int | None = None) -> Peaks:
         return exact_peaks(
-            events, expandable=strategy.allocator is Allocator.EXPANDABLE,
+            self.events(strategy, chip, num_layers or self.model.num_layers),
+            expandable=strategy.allocator is Allocator.EXPANDABLE,
             captured=is_captured(strategy, self.num_gpus),
-        )  # fmt: skip
+        )
 
     def _quick_peaks(self, strategy: Strategy, chip: Chip) -> Peaks:
-        layers = min(self.model.num_layers, QUICK_LAYERS)
-        expandable = strategy.allocator is Allocator.EXPANDABLE
-        captured = is_captured(strategy, self.num_gpus)
-        events = self.events(strategy, chip, layers)
-        few = exact_peaks(events, expandable=expandable, captured=captured)
+        few = self._exact_peaks(strategy, chip, min(self.model.num_layers, QUICK_LAYERS))
         allocated = self._bound(strategy, chip)
         return replace(
             few,

@@ -70,8 +70,8 @@ FRACTIONS: dict[str, tuple[float, float]] = {
     "clip": (0.80, 0.80),
     "embedding": (0.25, 0.25),  # rows gathered fast; gradients sorted and summed slowly
     "index": (0.25, 0.25),
-    # Inductor's kernels, of twice what they write. From the 12 compiled steps of the calibration half of
-    # tests/published/h200_verify.csv: mean deviation 10 %, of the 12 others 13 %.
+    # Inductor's kernels, of twice what they write, and sums for biases of what they read. From 12 compiled steps
+    # of one H200 (torch 2.11, 2026-11-24), before passes were captured.
     "fused": (1.0, 1.0),
     # Random numbers of inductor's dropouts, beside what they move; one counts as a byte. 0.29e12 a second: 293 µs
     # a layer of 2 · 32,768 · 1,280 (profile of a step of gpt2-large, one H200, torch 2.11, 2026-11-24).
@@ -122,9 +122,10 @@ def attention_s(work: Work, device: Device, *, dropout: bool) -> float:
         seconds = idle_s + rate.seconds(heads, rows, head_dim, scores, dropout=False)
     else:
         heads, rows, head_dim, columns = work.shape
-        table = CUDNN if device.has_cudnn_attention and columns == rows else FLASH
         if "efficient" in work.kind:
             table = EFFICIENT_FP32 if full else MASKED
+        else:
+            table = CUDNN if device.has_cudnn_attention and columns == rows else FLASH
         rate = table["backward" in work.kind]
         seconds = rate.seconds(heads, rows, head_dim, columns, dropout=dropout)
     reference = REFERENCE_FP32_FLOPS_PER_S if full else REFERENCE_WAVE_FLOPS_PER_S

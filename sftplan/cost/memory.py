@@ -34,9 +34,8 @@ def exact_peaks(events: Events, *, expandable: bool, captured: bool = False) -> 
 
     `captured` passes are CUDA graphs, which take their memory from a pool of their own (torch.cuda.graph).
     """
-    streams = [kind.partition(ASIDE)[2] for kind in events.kinds]
-    if captured:
-        streams = _own_pool(events)
+    aside = [kind.partition(ASIDE)[2] for kind in events.kinds]
+    streams = _own_pool(events) if captured else aside
     result = replay(events.events, events.sizes, expandable=expandable, streams=streams)
     categories: Counter[str] = Counter()
     for event in events.events[: result.peak_event + 1]:
@@ -57,13 +56,19 @@ def exact_peaks(events: Events, *, expandable: bool, captured: bool = False) -> 
 def _own_pool(events: Events) -> list[str]:
     """For each storage the pool that it is from: what a forward or backward pass takes is from another."""
     pools = [""] * len(events.kinds)
-    bounds = [position for position, _ in events.marks] + [len(events.events)]
-    for (start, label), stop in zip(events.marks, bounds[1:], strict=True):
+    for start, stop, label in _stretches(events):
         if label.partition(" ")[0] in ("forward", "backward"):
             for event in events.events[start:stop]:
                 if event >= 0:
                     pools[event] = "passes"
     return pools
+
+
+def _stretches(events: Events | Tape) -> Iterator[tuple[int, int, str]]:
+    """Where each marked stretch begins and ends, and its label."""
+    bounds = [position for position, _ in events.marks] + [len(events.events)]
+    for (start, label), stop in zip(events.marks, bounds[1:], strict=True):
+        yield start, stop, label
 
 
 def describe(label: str) -> str:
@@ -92,8 +97,7 @@ def allocated_bound_bytes(few: Tape, multiplicity: Mapping[int, int]) -> int:
     """
     sizes = [round_size(size) if size else 0 for size in few.sizes]
     live = peak = 0
-    bounds = [position for position, _ in few.marks] + [len(few.events)]
-    for (start, label), stop in zip(few.marks, bounds[1:], strict=True):
+    for start, stop, label in _stretches(few):
         number = label.rpartition(" ")[2]
         if number.isdigit():
             stretches = iter([(multiplicity.get(int(number), 1), few.events[start:stop])])

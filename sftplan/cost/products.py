@@ -106,7 +106,7 @@ EFFICIENT_FP32 = (
 )
 MASKED = (AttentionRate(7e-6, 0, 0.50, 0.0102, 1.8), AttentionRate(17e-6, 0, 0.32, 0.0377, 2.9))
 # FlashAttention 2 by documents, its backward with the kernels around it. Scores are those of whole tiles at or
-# below the diagonals; heads are padded as above. Least squares over every other two of the 19 packed steps of
+# below the diagonals; heads are padded as above. Least squares over every other two of the 20 packed steps of
 # tests/published/h200_compiled_kernels.csv (one H200, torch 2.11, 2026-11-24): mean error of the other ones 3.9 %
 # and 5.8 %. Last, seconds of a program of one head that finds no rows.
 VARLEN = (

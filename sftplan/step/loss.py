@@ -151,17 +151,17 @@ def _chunk(
     scores = logits
     if dtype is not DType.FP32:
         scores = tape.empty((rows, columns), DType.FP32)
-    low = compiled and dtype is not DType.FP32
-    if not low and scores is not logits:
+    read = logits if compiled else scores
+    if read is not logits:
         tape.pointwise("cast", [logits, scores])
-    tape.pointwise("log_softmax", [logits, logits] if low else [scores, scores])
-    tape.pointwise("log_softmax_backward", [logits, logits] if low else [scores, scores])
+    tape.pointwise("log_softmax", [read, read])
+    tape.pointwise("log_softmax_backward", [read, read])
     gradient = scores
     if dtype is not DType.FP32:
         gradient = tape.empty((rows, columns), dtype)
-        if not low:
+        if read is not logits:
             tape.pointwise("cast", [scores, gradient])
-    del scores, logits
+    del scores, logits, read
     matmul(tape, "linear", rows, size, columns, gradient)
     if weight_gradient.dtype is dtype:
         matmul(tape, "linear", columns, size, rows, weight_gradient)

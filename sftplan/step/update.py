@@ -72,6 +72,7 @@ class Update:
         self.order = order  # of the whole model's weights: which one of the tape's stands for each
         self.master = strategy.precision is Precision.BF16_MASTER
         self.eight_bit = strategy.optimizer is Optimizer.ADAMW_8BIT
+        self.one_kernel = self.master and not self.eight_bit  # train/master_adamw.py
         self.states: list[Tensor] = []
 
     def prepare(self, tape: Tape, weights: Trained) -> None:
@@ -88,7 +89,7 @@ class Update:
             self._bucketed(tape, weights, first=first)
         elif first:
             self.create(tape, weights)
-        kind = "master_adamw" if self.master and not self.eight_bit else "adamw"
+        kind = "master_adamw" if self.one_kernel else "adamw"
         for layer, weight in weights:
             tape.enter(layer)
             tape.pointwise(kind, self._moved(weight))

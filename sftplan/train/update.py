@@ -80,10 +80,8 @@ class Update:
     def _optimizer(self, weights: Sequence[_Weight]) -> torch.optim.Optimizer | MasterAdamW:
         chosen = self.settings
         if self.one_kernel:
-            made_one: MasterAdamW = _master_adamw()(
-                [w.parameter for w in weights], [w.own for w in weights], chosen
-            )
-            return made_one
+            kernel = _master_adamw()
+            return kernel([w.parameter for w in weights], [w.own for w in weights], chosen)
         matrices = [w.own for w in weights if w.own.ndim > 1]
         others = [w.own for w in weights if w.own.ndim <= 1]
         groups = [
@@ -242,8 +240,10 @@ def _has_triton(parameter: Tensor) -> bool:
     return parameter.device.type == "cuda" and importlib.util.find_spec("triton") is not None
 
 
-def _master_adamw() -> Any:
-    return importlib.import_module("sftplan.train.master_adamw").MasterAdamW
+def _master_adamw() -> type[MasterAdamW]:
+    from sftplan.train.master_adamw import MasterAdamW  # imports triton
+
+    return MasterAdamW
 
 
 def _is_set(flag: Tensor) -> bool:

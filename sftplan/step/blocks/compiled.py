@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sftplan.facts.model import Family
 from sftplan.facts.strategy import Attention, Checkpointing
 from sftplan.step.compiled import HEAD_MULTIPLE, SUPPORTED, Buffer, compiled_block, compiled_head
-from sftplan.step.ops.attention import attention_flops, flash_backward_scratch, varlen_shape
+from sftplan.step.ops.attention import attention_flops, flash_backward_scratch, kernel_shape
 from sftplan.step.ops.matmul import matmul
 from sftplan.step.tensor import DType, Tensor
 
@@ -126,13 +126,9 @@ def _backward(
     _work(
         tape, context, None, x, spec.backward, 2, [shape for shape in w.values() if len(shape) > 1]
     )
+    low = tape.autocast_dtype or x.dtype
     columns = sum(shape[0] for name, shape in w.items() if _is_bias(name, w))
-    tape.work(
-        "fused",
-        x.dtype,
-        0,
-        x.shape[0] * x.shape[1] * columns * (tape.autocast_dtype or x.dtype).size,
-    )
+    tape.work("fused", x.dtype, 0, x.shape[0] * x.shape[1] * columns * low.size)
     out: list[Tensor | None] = [results["d in"].view(*x.shape)]
     for name, (shape, dtype) in zip(names, node.inputs[1:], strict=True):
         source = _gradient_of(name, results)
@@ -192,12 +188,10 @@ def _work(
     moved = 2 * tokens * (model.query_size + model.kv_size) * dtype.size * products
     if products == 1 and model.residual_dropout and model.family is Family.OPT:  # others are hashed
         tape.work("random", dtype, 0, 2 * tokens * model.hidden_size)
-    kind = "flash"
-    work: tuple[int, ...] = (x.shape[0] * model.num_heads, x.shape[1], model.head_dim, x.shape[1])
-    if context.documents:
-        kind = "varlen"
-        work = varlen_shape(model.num_heads, model.head_dim, context.documents, x.shape[1])
-    kind += "_backward" if products == 2 else ""
+    kind, work = kernel_shape(
+        "flash" if products == 1 else "flash_backward", x.shape[0], model.num_heads, x.shape[1],
+        model.head_dim, context.documents,
+    )  # fmt: skip
     tape.work(kind, dtype, flops * products, moved, *work)
     written = sum(b.nbytes for born, b in graph.events if born)
     tape.work("fused", dtype, 0, 2 * written)

@@ -48,6 +48,19 @@ def varlen_shape(
     return heads, sum(documents), head_dim, tiles, idle
 
 
+def kernel_shape(
+    kind: str, batch: int, heads: int, length: int, head_dim: int, documents: tuple[int, ...]
+) -> tuple[str, tuple[int, ...]]:
+    """The flash kernel that runs, forward or backward, and what it works on: whole rows, or documents.
+
+    >>> kernel_shape("flash", 2, 20, 1024, 64, ())
+    ('flash', (40, 1024, 64, 1024))
+    """
+    if documents:
+        return kind.replace("flash", "varlen"), varlen_shape(heads, head_dim, documents, length)
+    return kind, (batch * heads, length, head_dim, length)
+
+
 def flash_attention(
     tape: Tape, q: Tensor, k: Tensor, v: Tensor, documents: tuple[int, ...] = ()
 ) -> Tensor:
@@ -88,10 +101,7 @@ def _work(
     lengths = documents or (length,) * batch
     flops = sum(attention_flops(1, heads, n, n, head_dim) for n in lengths)
     moved = (2 * q.nbytes + 2 * k.nbytes) * times
-    shape: tuple[int, ...] = (batch * heads, length, head_dim, length)
-    if documents:
-        kind = kind.replace("flash", "varlen")
-        shape = varlen_shape(heads, head_dim, documents, length)
+    kind, shape = kernel_shape(kind, batch, heads, length, head_dim, documents)
     tape.work(kind, q.dtype, flops * times, moved, *shape)
 
 
