@@ -83,6 +83,7 @@ CASES = (
     Case("llama-3.2-3b", 2, "none", "full", 4),
     Case("gpt2-xl", 3, "none", "full", 8),
     Case("llama-2-7b", 3, "none", "full", 2),
+    Case("llama-2-7b", 3, "optimizer", "full", 2),
     Case("gpt2-large", 2, "optimizer", "full", 8),
     Case("gpt2-large", 2, "optimizer", "none", 4, 2),
     Case("gpt2-xl", 3, "all", "full", 8),
