@@ -257,7 +257,7 @@ class Evaluator:
         return exact_peaks(
             self.events(strategy, chip, num_layers or self.model.num_layers),
             expandable=strategy.allocator is Allocator.EXPANDABLE,
-            captured=is_captured(strategy, self.num_gpus),
+            captured=is_captured(strategy),
         )
 
     def _quick_peaks(self, strategy: Strategy, chip: Chip) -> Peaks:

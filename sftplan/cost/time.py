@@ -101,7 +101,7 @@ def step_time(
     priced = [_segments(tape, one, multiplicity, device, drops=drops) for one in passes]
     priced += [priced[-1]] * (strategy.accumulation - len(priced))
     busy = [segment for one in priced for segment in one]
-    if is_captured(strategy, hardware.num_gpus):  # kernels follow each other without the host
+    if is_captured(strategy):  # kernels follow each other without the host
         busy = [replace(segment, host_s=0.0) for segment in busy]
     clocks = Clocks()
     for segment in busy:

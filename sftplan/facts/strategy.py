@@ -84,15 +84,17 @@ class Strategy:
     max_grad_norm: float = 1.0
 
 
-def is_captured(strategy: Strategy, num_gpus: int) -> bool:
+def is_captured(strategy: Strategy) -> bool:
     """Whether training replays the passes as CUDA graphs: then no operation waits for the host.
 
-    Compiled steps of one process without DeepSpeed, under varlen attention: around any other one
-    transformers makes masks, for which it waits for the GPU.
+    Steps without DeepSpeed, under varlen attention: around any other one transformers makes masks, for
+    which it waits for the GPU. Uncompiled checkpointing keeps the generator's state, which no graph can.
 
-    >>> fast = Strategy(compile=True, attention=Attention.VARLEN, packing=True)
-    >>> is_captured(fast, 1), is_captured(fast, 8)
-    (True, False)
+    >>> is_captured(Strategy(compile=True, attention=Attention.VARLEN, packing=True))
+    True
+    >>> is_captured(Strategy(compile=True, attention=Attention.VARLEN, packing=True, zero=2))
+    False
     """
-    alone = num_gpus == 1 and strategy.zero == 0 and strategy.offload is Offload.NONE
-    return strategy.compile and alone and strategy.attention is Attention.VARLEN
+    alone = strategy.zero == 0 and strategy.offload is Offload.NONE
+    fixed = strategy.compile or strategy.checkpointing is Checkpointing.NONE
+    return alone and fixed and strategy.attention is Attention.VARLEN

@@ -145,7 +145,7 @@ class _Run:
         self.tape.touch_workspace(backward=True)
         if self.shards is not None:
             self.shards.create_moments()
-        else:
+        elif not self.update.one_kernel:
             self.update.create(self.tape, self.weights.ordered)
         if self.strategy.accumulation > 1:
             self._settle_gradients()
@@ -174,7 +174,7 @@ class _Run:
                 self._pass(ids, last=number == self.passes - 1)
         if self.strategy.max_grad_norm:
             tape.mark("clip")
-            clip(tape, weights, scales=self.strategy.precision is not Precision.BF16_MASTER)
+            clip(tape, weights, scales=not self.update.one_kernel)
         tape.mark("optimizer")
         if self.shards is not None:
             self.shards.update(first=first)

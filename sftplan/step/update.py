@@ -60,12 +60,12 @@ def buckets(numels: Sequence[int], limit: int) -> list[range]:
 
 
 class Update:
-    """AdamW over the trained tensors; the first call creates its states.
+    """AdamW over the trained tensors; the first step creates its states.
 
     torch's fused kernel keeps two moments in the weights' type and a step counter. `bf16-master` has
-    fp32 copies of the weights, which one kernel moves along with them (train/master_adamw.py);
-    `adamw-8bit` keeps one byte per moment and a scale per block, and where weights have masters
-    gradients are brought to fp32 bucket by bucket.
+    fp32 copies of the weights, which one kernel moves along with them (train/master_adamw.py), its
+    states there from the beginning; `adamw-8bit` keeps one byte per moment and a scale per block, and
+    where weights have masters gradients are brought to fp32 bucket by bucket.
     """
 
     def __init__(self, strategy: Strategy, order: Sequence[int]) -> None:
@@ -76,18 +76,20 @@ class Update:
         self.states: list[Tensor] = []
 
     def prepare(self, tape: Tape, weights: Trained) -> None:
-        """Master weights exist before the first step."""
+        """Master weights exist before the first step, and the states of the one kernel."""
         if self.master:
             for layer, weight in weights:
                 tape.enter(layer)
                 self.states.append(tape.empty(weight.shape, DType.FP32, "optimizer"))
             tape.enter(None)
+        if self.one_kernel:
+            self.create(tape, weights)
 
     def step(self, tape: Tape, weights: Trained, *, first: bool) -> None:
         """One update of all weights."""
         if self.master and self.eight_bit:
             self._bucketed(tape, weights, first=first)
-        elif first:
+        elif first and not self.one_kernel:
             self.create(tape, weights)
         kind = "master_adamw" if self.one_kernel else "adamw"
         for layer, weight in weights:

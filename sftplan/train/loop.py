@@ -49,6 +49,8 @@ def train(run: Run) -> None:
     with deferred() as asked:
         for ready in source:
             pending.append(_begin(run, ready, asked))
+            if run.stepper.captured is not None:
+                run.stepper.captured.explain(run.progress.say)
             alone = asked.by is not None and run.stepper.world_size == 1
             behind = 0 if alone or _is_due(run) or not run.waits else 1
             stopped = alone

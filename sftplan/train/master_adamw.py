@@ -103,6 +103,7 @@ class MasterAdamW:
         self._steps = torch.zeros(len(self.masters), device=device)
         self._known: list[int] = []  # addresses of the gradients that these two are of
         self._pointers = self._moved = torch.empty(0, device=device)
+        self._create()
 
     def _create(self) -> None:
         """Zeros where nothing else is known."""
@@ -115,11 +116,8 @@ class MasterAdamW:
             self.state[master] = known | {"step": step}
 
     def restored(self) -> None:
-        """Take over what was put into `state`, of some weights or all; nothing if that is before any step."""
-        if any(self.state.values()):
-            self._create()
-        else:
-            self.state.clear()
+        """Take over what was put into `state`, of some weights or all."""
+        self._create()
         self._known = []
 
     def _look_up(self) -> None:
@@ -145,8 +143,6 @@ class MasterAdamW:
     @torch.no_grad()
     def step(self, *, learning_rate: float, divisor: Tensor, skip: Tensor) -> None:
         """Move all weights by their gradients / `divisor`, or none where `skip` is 1; both stay on the GPU."""
-        if not self.state:
-            self._create()
         self._look_up()
         chosen = self.settings
         self._steps += self._moved * (1.0 - skip)

@@ -84,6 +84,7 @@ def build_stepper(
     prepare_blocks(model, checkpointing=strategy.checkpointing, compiled=strategy.compile)
     response, chunk = loss_functions(compiled=strategy.compile)
     update: Update | ShardedUpdate
+    captured = None
     if sharded:
         update = ShardedUpdate(
             model, strategy=strategy, planned=deepspeed, settings=settings,
@@ -94,11 +95,12 @@ def build_stepper(
             model, precision=strategy.precision, kind=strategy.optimizer, settings=settings,
             world_size=world_size,
         )  # fmt: skip
-    captures = kernel.flat and is_captured(strategy_of(strategy), world_size)
+        if kernel.flat and is_captured(strategy_of(strategy)):
+            captured = CapturedPasses(update.parameters, update.summed)
     return Stepper(
         model=model, update=update, precision=strategy.precision, loss=strategy.loss,
         max_grad_norm=strategy.max_grad_norm, device=device, world_size=world_size,
-        captured=CapturedPasses(update.parameters) if captures else None,
+        captured=captured,
         scale=LossScale() if strategy.precision is Precision.FP16_MIXED else None,
         response=response, chunk=chunk,
     )  # fmt: skip

@@ -115,19 +115,24 @@ def train_step(
     total = torch.zeros((), device=stepper.device)
     captured = stepper.captured if stepper.captured and stepper.captured.begin_step() else None
     for number, inputs in enumerate(passes):
+        first, last = not number, number == len(passes) - 1
         if captured is not None:
             run = partial(scaled_loss, stepper)
-            total += captured.run(run, inputs, factor, first=not number, mark=stepper.mark)
-            continue
+            loss = captured.run(run, inputs, factor, first=first, last=last, mark=stepper.mark)
+            if loss is not None:
+                total += loss
+                continue
+            captured = None
         stepper.mark("forward")
         loss = scaled_loss(stepper, inputs, factor)
         stepper.mark("backward")
-        stepper.update.backward(loss, scale=scale, last=number == len(passes) - 1)
+        stepper.update.backward(loss, scale=scale, last=last)
         total += loss.detach()
         del loss
     if stepper.world_size > 1:
         stepper.mark("communication")
-        stepper.update.sum_over_ranks()
+        if captured is None:
+            stepper.update.sum_over_ranks()
         distributed.all_reduce(total)  # each rank's loss was divided by the targets of all of them
     stepper.mark("optimizer")
     total /= scale

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from torch import distributed
 
 from sftplan.data.batches import Sharing, batches
 from sftplan.data.conversation import Place
@@ -20,11 +21,11 @@ from sftplan.train.compiled import loss_functions, prepare_blocks
 from sftplan.train.inputs import Layout, to_device
 from sftplan.train.model import build_model, config_of, product_dtype
 from sftplan.train.settings import Settings
-from sftplan.train.step import Stepper, train_step
+from sftplan.train.step import LossScale, Stepper, train_step
 from sftplan.train.update import Update
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 pytestmark = [
     pytest.mark.gpu,
@@ -38,6 +39,10 @@ CASES = [
     ("qwen3-0.6b", Precision.BF16_MASTER, Checkpointing.NONE, Loss.FULL),
     ("pythia-70m", Precision.BF16_MASTER, Checkpointing.NONE, Loss.RESPONSE),
     ("opt-125m", Precision.FP16_MIXED, Checkpointing.NONE, Loss.CHUNKED),
+]
+UNCOMPILED = [
+    ("gpt2", Precision.BF16_MASTER, Checkpointing.NONE, Loss.RESPONSE),
+    ("qwen3-0.6b", Precision.BF16_MIXED, Checkpointing.NONE, Loss.CHUNKED),
 ]
 
 
@@ -54,9 +59,20 @@ def examples(count: int, vocab: int) -> list[Example]:
     return found
 
 
+@pytest.fixture
+def lone_rank() -> Iterator[None]:
+    """NCCL with nobody else in it: its collectives are launched all the same."""
+    torch.cuda.set_device(0)
+    store = distributed.HashStore()  # type: ignore[attr-defined]
+    distributed.init_process_group("nccl", store=store, rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
 def losses(
-    case: tuple[Any, ...], *, captured: bool, release_at: int | None = None
-) -> list[list[float]]:
+    case: tuple[Any, ...], *, captured: bool, release_at: int | None = None, compiled: bool = True,
+    world_size: int = 1, spoil: Callable[[Any], None] | None = None,
+) -> list[list[float]]:  # fmt: skip
     """Loss and norm of each step; a fresh model every time."""
     name, precision, checkpointing, loss = case
     torch._dynamo.reset()
@@ -67,12 +83,18 @@ def losses(
         Attention.VARLEN, device=device, low=product_dtype(precision), config=config
     )
     model = build_model(config, precision=precision, attention=kernel.name, device=device)
-    prepare_blocks(model, checkpointing=checkpointing, compiled=True)
-    response, chunk = loss_functions(compiled=True)
-    update = Update(model, precision=precision, kind=Optimizer.ADAMW, settings=Settings())
+    prepare_blocks(model, checkpointing=checkpointing, compiled=compiled)
+    if spoil is not None:
+        spoil(model)
+    response, chunk = loss_functions(compiled=compiled)
+    update = Update(
+        model, precision=precision, kind=Optimizer.ADAMW, settings=Settings(), world_size=world_size
+    )
+    passes = CapturedPasses(update.parameters, update.summed) if captured else None
     stepper = Stepper(
         model=model, update=update, precision=precision, loss=loss, max_grad_norm=1.0, device=device,
-        response=response, chunk=chunk, captured=CapturedPasses(update.parameters) if captured else None,
+        response=response, chunk=chunk, captured=passes, world_size=world_size,
+        scale=LossScale() if precision is Precision.FP16_MIXED else None,
     )  # fmt: skip
     data = batches(
         examples(400, config.vocab_size), seq_len=SEQ_LEN, sharing=Sharing(micro_batch=2, accumulation=3),
@@ -88,8 +110,13 @@ def losses(
         seen: list[str] = []
         marked = replace(stepper, mark=seen.append)
         outcome = train_step(marked, inputs, num_targets=step.num_targets, learning_rate=1e-3)
-        assert seen == ["forward", "backward"] * 3 + ["optimizer", "end"]
+        if spoil is None and world_size == 1:
+            assert seen == ["forward", "backward"] * 3 + ["optimizer", "end"]
         found.append([float(outcome.loss), float(outcome.grad_norm)])
+    if passes is not None:
+        said: list[str] = []
+        passes.explain(said.append)
+        assert bool(said) == (spoil is not None)
     return found
 
 
@@ -103,3 +130,33 @@ def test_replayed_steps_are_the_same_steps_to_the_bit(case: Sequence[Any]) -> No
 def test_what_was_released_is_captured_again() -> None:
     found = losses(CASES[0], captured=True, release_at=4)
     assert found == losses(CASES[0], captured=False)
+
+
+@pytest.mark.parametrize("case", UNCOMPILED, ids=lambda case: "-".join(map(str, case)))
+def test_so_are_uncompiled_ones(case: Sequence[Any]) -> None:
+    found = losses(tuple(case), captured=True, compiled=False)
+    assert found == losses(tuple(case), captured=False, compiled=False)
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("case", CASES[:2], ids=lambda case: "-".join(map(str, case)))
+@pytest.mark.usefixtures("lone_rank")
+def test_gradients_are_summed_over_the_ranks_inside_of_the_graph(case: Sequence[Any]) -> None:
+    found = losses(tuple(case), captured=True, world_size=2)
+    assert found == losses(tuple(case), captured=False)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_what_waits_for_the_gpu_is_issued_as_before(number: int) -> None:
+    case = UNCOMPILED[number]
+    found = losses(case, captured=True, compiled=False, spoil=_waiting)
+    assert found == losses(case, captured=False, compiled=False, spoil=_waiting)
+
+
+def _waiting(model: Any) -> None:
+    """A first layer that reads a number of its input."""
+
+    def read(_: Any, args: Any) -> None:
+        float(args[0].sum())
+
+    model.base_model.get_input_embeddings().register_forward_pre_hook(read)
