@@ -16,12 +16,15 @@ if TYPE_CHECKING:
 CALL_S = 70e-6
 HOP_S = 3.4e-6  # each step of a ring more, over NVLink: nccl, src/graph/tuning.cc, hwLat
 NODE_LINK_BYTES_PER_S = 12.5e9  # 100 Gb/s Ethernet per GPU, where a profile does not say; assumed
-CPU_ADAM_BYTES_PER_PARAMETER = (
-    30  # fp32 p, m, v read and written, gradient read, 2-byte weight written
-)
-# DeepSpeed's CPU Adam on 16 cores beside an H200, less the copy back: 0.272 s of gpt2-large, 0.667 s of
-# gpt2-xl and 1.313 s of Llama 3.2 3B, hence 95, 76 and 80 GB/s (2026-11).
-CPU_ADAM_BYTES_PER_S_PER_CORE = 5.2e9
+CPU_ADAM_BYTES_PER_PARAMETER = 28  # fp32 p, m and v read and written, gradient read
+CLIP_BYTES_PER_PARAMETER = 8  # the fp32 gradient scaled where it lies (unscale_and_clip_grads)
+# What DeepSpeed's CPU Adam, clipping and the cast to 16 bits reach on 16 cores beside an H200: 42 bytes a
+# parameter of gpt2-large in 0.345 s under ZeRO-2 and 0.299 s under ZeRO-3 with all offloaded, what else is
+# in those phases taken off: 94 and 109 GB/s (2026-11-26).
+HOST_BYTES_PER_S_PER_CORE = 6.3e9
+# To the GPU from fresh memory that is not pinned, its page faults included: 1.55 GB of gpt2-large in 0.35 s,
+# what ZeRO-3 takes longer to move weights with its optimizer offloaded alone (2026-11-26).
+PAGEABLE_BYTES_PER_S = 4.4e9
 FP32_BYTES = 4
 
 
@@ -60,7 +63,7 @@ def _latency_s(steps: int) -> float:
 
 
 def copy_s(nbytes: float, bytes_per_s: float) -> float:
-    """A pinned copy over the host link.
+    """A copy over the host link.
 
     >>> round(copy_s(1.1e9, 55.4e9), 3)
     0.02
@@ -68,13 +71,32 @@ def copy_s(nbytes: float, bytes_per_s: float) -> float:
     return nbytes / bytes_per_s
 
 
-def cpu_adam_s(parameters: float, bytes_per_s: float) -> float:
-    """AdamW on the host, bound by its memory: 30·P / B.
+def cpu_update_s(parameters: float, weight_bytes: int, bytes_per_s: float, *, clips: bool) -> float:
+    """Clipping, AdamW and the cast to the weights' type on the host, bound by its memory.
 
-    >>> round(cpu_adam_s(774_030_080, 64e9), 3)
-    0.363
+    (8 + 28 + 4 + w)·P / B   with weights of w bytes
+
+    >>> round(cpu_update_s(774_030_080, 2, 100.8e9, clips=True), 3)
+    0.323
     """
-    return CPU_ADAM_BYTES_PER_PARAMETER * parameters / bytes_per_s
+    each = CPU_ADAM_BYTES_PER_PARAMETER + FP32_BYTES + weight_bytes
+    return (each + CLIP_BYTES_PER_PARAMETER * clips) * parameters / bytes_per_s
+
+
+def leaving_bytes(weight_bytes: int, passes: int, *, stage: int) -> int:
+    """Bytes of each gradient over the host link in a step, both directions, one after the other.
+
+    Stages 1 and 2 send it in fp32; of several passes the sum so far comes and goes in w bytes, but for
+    the first and the last. Stage 3 has every pass's go and come in w bytes, and sends the last in fp32.
+
+        4, or (2k-1)·w + 4 of k passes;   2·k·w + 4 under stage 3
+
+    >>> leaving_bytes(2, 1, stage=2), leaving_bytes(2, 2, stage=2), leaving_bytes(2, 1, stage=3)
+    (4, 10, 8)
+    """
+    if stage == 3:
+        return 2 * passes * weight_bytes + FP32_BYTES
+    return FP32_BYTES + (2 * passes - 1) * weight_bytes * (passes > 1)
 
 
 def exposed_s(seconds: float, hidden_behind: float, last_s: float) -> float:
@@ -121,4 +143,4 @@ def cpu_adam_bytes_per_s(hardware: Hardware) -> float:
         return hardware.rates.cpu_adam_bytes_per_s
     bandwidth = hardware.rates.host_bytes_per_s
     cores = hardware.host.num_cpus
-    return bandwidth if cores is None else min(bandwidth, cores * CPU_ADAM_BYTES_PER_S_PER_CORE)
+    return bandwidth if cores is None else min(bandwidth, cores * HOST_BYTES_PER_S_PER_CORE)

@@ -6,11 +6,14 @@ differences between phases of gpt2-large (435 weights, 774 M) and gpt2-xl (580 w
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from sftplan.cost.dispatch import MICRO, OTHER_US
 from sftplan.facts.strategy import Offload
 
 if TYPE_CHECKING:
+    from sftplan.cost.clocks import Segment
     from sftplan.facts.strategy import Strategy
 
 # Checking each gradient for overflow and its norm in fp64, then one flat update: 0.1025 s of gpt2-large
@@ -18,40 +21,81 @@ if TYPE_CHECKING:
 UPDATE_WEIGHT_S = 1.3e-4
 UPDATE_BYTES_PER_PARAMETER = 255
 STAGE3_UPDATE_WEIGHT_S = 1.1e-4  # 0.062 s of gpt2-large, of which 0.014 s move bytes
-# Hooks of every module, forward (0.33 ms) and backward (0.40 ms) per weight: gpt2-large alone.
-STAGE3_PASS_WEIGHT_S = 7.3e-4
-# Norm, fp32 copy and pinned copy of each gradient as it leaves: 0.52 and 0.53 ms of the two models.
-OFFLOAD_PASS_WEIGHT_S = 5.2e-4
-STAGE3_OFFLOAD_PASS_WEIGHT_S = 2.3e-4  # gpt2-large alone
+OFFLOAD_UPDATE_WEIGHT_S = 2 * OTHER_US * MICRO  # its norm read off the GPU, its view of the weights
+# Hooks before and after each module, which gather and release (parameter_offload.py): 443 modules of
+# gpt2-large, whose passes at stage 3 take 0.232 and 0.284 s, with parameters offloaded 0.194 and 0.273.
+HOOK_FORWARD_S = 4.3e-4
+HOOK_BACKWARD_S = 5.2e-4
+# Of each gradient under stage 3: copied to the host and back, its norm in fp64, cast, copied again
+# (stage3.py, partition_grads).
+STAGE3_LEAVING_OPERATIONS = 8
+# Norm, check and cast of each gradient as it leaves under stages 1 and 2: gpt2-large, 0.306 s of backward
+# pass, 0.081 of them kernels and 0.056 copies.
+OFFLOAD_PASS_WEIGHT_S = 3.9e-4
+
+
+def hooked(segments: list[Segment], strategy: Strategy, scale: float) -> list[Segment]:
+    """The passes with the host's time for stage 3's hooks, spread as it was before.
+
+    M·forward going forward, M·backward going back, and there forward again for what is computed again.
+
+    >>> from sftplan.cost.clocks import Segment
+    >>> from sftplan.facts.strategy import Strategy
+    >>> passes = [Segment("forward", 36, 6e-4, 0, 0, 9, 0, 12), Segment("backward", 36, 8e-4, 0, 0, 9, 12)]
+    >>> [round(36 * s.host_s, 3) for s in hooked(passes, Strategy(zero=3), 1.0)]
+    [0.207, 0.253]
+    """
+    if strategy.zero < 3:
+        return segments
+    weights = sum(s.tensors * s.times for s in segments)
+    called = {
+        phase: sum(s.modules * s.times for s in segments if s.phase == phase)
+        for phase in ("forward", "backward")
+    }
+    modules = max(called["forward"], weights)  # of compiled blocks the tape knows no modules
+    leaving = STAGE3_LEAVING_OPERATIONS * OTHER_US * MICRO * (strategy.offload is not Offload.NONE)
+    more = {
+        "forward": modules * HOOK_FORWARD_S,
+        "backward": modules * HOOK_BACKWARD_S
+        + called["backward"] * HOOK_FORWARD_S
+        + weights * leaving,
+    }
+    hosts = {
+        phase: sum(s.host_s * s.times for s in segments if s.phase == phase) for phase in called
+    }
+    return [
+        replace(s, host_s=s.host_s * (1 + scale * more[s.phase] / hosts[s.phase])) for s in segments
+    ]
 
 
 def passes_s(strategy: Strategy, num_weights: float) -> float:
-    """Seconds that forward and backward passes take longer.
+    """Seconds that backward passes take longer under stages 1 and 2, copies not included.
+
+    Each gradient that leaves is asked for what is not finite, so the host waits for the one before
+    to be on it: nothing runs beside (stage_1_and_2.py, update_offload_overflow_tracker).
 
     >>> from sftplan.facts.strategy import Strategy
     >>> round(passes_s(Strategy(zero=2, offload=Offload.OPTIMIZER), 435), 3)
-    0.226
+    0.17
     """
-    offloads = strategy.offload is not Offload.NONE
-    each = 0.0
-    if strategy.zero == 3:
-        each = STAGE3_PASS_WEIGHT_S + offloads * STAGE3_OFFLOAD_PASS_WEIGHT_S
-    elif offloads:
-        each = OFFLOAD_PASS_WEIGHT_S
-    return strategy.accumulation * num_weights * each
+    if strategy.offload is Offload.NONE or strategy.zero == 3:
+        return 0.0
+    return strategy.accumulation * num_weights * OFFLOAD_PASS_WEIGHT_S
 
 
 def update_s(
     strategy: Strategy, num_weights: float, parameters: float, bytes_per_s: float
 ) -> float:
-    """Seconds of the optimizer's phase on the GPU; `parameters` are one rank's.
+    """Seconds of the optimizer's phase on the GPU, and per weight; `parameters` are one rank's.
 
     >>> from sftplan.facts.strategy import Strategy
     >>> round(update_s(Strategy(zero=1), 435, 774_030_080, 4.4e12), 3)
     0.101
     """
-    if strategy.zero == 0 or strategy.offload is not Offload.NONE:
-        return 0.0
     if strategy.zero == 3:
         return num_weights * STAGE3_UPDATE_WEIGHT_S
+    if strategy.offload is not Offload.NONE:
+        return num_weights * OFFLOAD_UPDATE_WEIGHT_S
+    if strategy.zero == 0:
+        return 0.0
     return num_weights * UPDATE_WEIGHT_S + parameters * UPDATE_BYTES_PER_PARAMETER / bytes_per_s

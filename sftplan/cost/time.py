@@ -6,10 +6,11 @@ is done. Small batches end with the host's clock, large ones with the GPU's.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sftplan.cost import comm, deepspeed, dispatch
+from sftplan.cost.clocks import Clocks, Segment
 from sftplan.cost.device import device_of
 from sftplan.cost.estimate import StepTime
 from sftplan.cost.kernels import COMPUTE_KINDS, fraction, kernel_s
@@ -31,48 +32,6 @@ if TYPE_CHECKING:
 # Compiling block by block: the first step of gpt2-large takes 13 s (H200, torch 2.11, 2026-11), 72 to 78 s whole.
 COMPILE_S = 13.0
 LOW_WEIGHTS = (Precision.BF16_TRUE, Precision.BF16_MASTER)
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """A stretch of a pass, `times` over: seconds of the host, seconds and kernels of the GPU."""
-
-    phase: str
-    times: int
-    host_s: float
-    compute_s: float
-    memory_s: float
-    kernels: int
-    tensors: int  # gradients that become ready in it
-
-
-@dataclass(slots=True)
-class Clocks:
-    """When the host has issued all so far, and when the GPU has done it; seconds from the step's start."""
-
-    host_s: float = 0.0
-    gpu_s: float = 0.0
-
-    def run(self, segment: Segment) -> None:
-        """Kernels are spread evenly over what the host issues.
-
-        gpu = max(gpu + n·g, host + h/k + n·g, host + n·h + g/k)   n times, k kernels
-
-        >>> clocks = Clocks()
-        >>> clocks.run(Segment("forward", 10, 1.0, 4.0, 0.0, 4, 0))  # bound by the GPU
-        >>> (clocks.host_s, clocks.gpu_s)
-        (10.0, 40.25)
-        """
-        host = segment.host_s * segment.times
-        if segment.kernels:
-            each = segment.compute_s + segment.memory_s
-            gpu = each * segment.times
-            self.gpu_s = max(
-                self.gpu_s + gpu,
-                self.host_s + segment.host_s / segment.kernels + gpu,
-                self.host_s + host + each / segment.kernels,
-            )
-        self.host_s += host
 
 
 def startup_s(strategy: Strategy) -> float:
@@ -103,9 +62,11 @@ def step_time(
     busy = [segment for one in priced for segment in one]
     if is_captured(strategy):  # kernels follow each other without the host
         busy = [replace(segment, host_s=0.0) for segment in busy]
+    busy = deepspeed.hooked(busy, strategy, device.dispatch_scale)
     clocks = Clocks()
+    walls = {"forward": 0.0, "backward": 0.0}
     for segment in busy:
-        clocks.run(segment)
+        walls[segment.phase] += clocks.run(segment)
     passed = clocks.gpu_s
     compute = sum(s.compute_s * s.times for s in busy)
     memory = sum(s.memory_s * s.times for s in busy)
@@ -116,7 +77,7 @@ def step_time(
     update = _Update(tape, numbers, share, tensors, parameters, strategy, device)
     updated = update.run(clocks, hardware.num_gpus)
     transfers = Transfers(
-        weight_bytes, parameters, largest_weight(model), strategy, hardware, _backward_s(busy)
+        weight_bytes, parameters, largest_weight(model), strategy, hardware, walls
     )
     communication, offload = transfers.communication_s(), transfers.offload_s()
     passed += deepspeed.passes_s(strategy, tensors * device.dispatch_scale)
@@ -141,10 +102,6 @@ def _device(strategy: Strategy, hardware: Hardware) -> Device:
     device = device_of(hardware)
     varlen = strategy.attention is Attention.VARLEN  # has a kernel of its own
     return replace(device, has_cudnn_attention=False) if varlen else device
-
-
-def _backward_s(segments: list[Segment]) -> float:
-    return sum((s.compute_s + s.memory_s) * s.times for s in segments if s.phase == "backward")
 
 
 def _attention_drops(strategy: Strategy, model: ModelShape) -> bool:
@@ -186,8 +143,8 @@ def _segments(
             host = dispatch.backward_s(hosts, kernels)
         compiled = dispatch.compiled_s(hosts)
         host = (host - compiled) * device.dispatch_scale + compiled * device.compiled_dispatch_scale
-        tensors = hosts["AccumulateGrad*"]
-        out.append(Segment(phase, times, host, compute, memory, kernels, tensors))
+        tensors, modules = hosts["AccumulateGrad*"], dispatch.num_modules(hosts)
+        out.append(Segment(phase, times, host, compute, memory, kernels, tensors, modules))
     return out
 
 
@@ -239,23 +196,26 @@ class _Update:
                 self.seconds[work.kind] = self.seconds.get(work.kind, 0.0) + seconds
 
     def run(self, clocks: Clocks, ranks: int) -> float:
-        """Seconds from the last gradient to the end of the step, on this GPU and its host."""
+        """Seconds from the last gradient to the end of the step, on this GPU and its host.
+
+        What is offloaded is clipped and moved on the host: `Transfers` counts it.
+        """
         strategy, passed = self.strategy, clocks.gpu_s
+        offloads = strategy.offload is not Offload.NONE
         adamw = self.seconds.pop("adamw", 0.0)
         if strategy.precision is Precision.FP16_MIXED:  # gradients read and written: 2 of AdamW's 7
             clocks.host_s += self.tensors * dispatch.SCALER_TENSOR_S
             clocks.gpu_s = max(clocks.gpu_s, clocks.host_s) + adamw * 2 / 7
             clocks.host_s = clocks.gpu_s  # step() waits for the check
-        if strategy.max_grad_norm:
+        if strategy.max_grad_norm and not offloads:
             clocks.host_s += self.tensors * dispatch.CLIP_TENSOR_S
             clocks.gpu_s = max(clocks.gpu_s, clocks.host_s)
-        clocks.gpu_s += sum(self.seconds.values()) / (ranks if strategy.zero >= 2 else 1)
-        if strategy.offload is Offload.NONE:
+        if not offloads:
+            clocks.gpu_s += sum(self.seconds.values()) / (ranks if strategy.zero >= 2 else 1)
             clocks.host_s += self.tensors * dispatch.ADAMW_TENSOR_S
             clocks.gpu_s = max(clocks.gpu_s, clocks.host_s)
             clocks.gpu_s += adamw / (ranks if strategy.zero else 1)
-            mine = self.parameters / ranks
-            rate = self.device.bytes_per_s
-            clocks.gpu_s += deepspeed.update_s(strategy, self.tensors, mine, rate)
+        mine, rate = self.parameters / ranks, self.device.bytes_per_s
+        clocks.gpu_s += deepspeed.update_s(strategy, self.tensors, mine, rate)
         clocks.host_s += self.tensors * dispatch.ZERO_GRAD_TENSOR_S
         return max(clocks.gpu_s, clocks.host_s) - passed

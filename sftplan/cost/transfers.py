@@ -10,7 +10,7 @@ from sftplan.facts.buckets import REDUCE_BUCKET_ELEMENTS, SUM_BUCKET_ELEMENTS
 from sftplan.facts.strategy import Offload
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from sftplan.facts.hardware import Hardware
     from sftplan.facts.strategy import Strategy
@@ -29,7 +29,7 @@ class Transfers:
 
     def __init__(
         self, weight_bytes: int, parameters: float, largest: int, strategy: Strategy,
-        hardware: Hardware, backward_s: float,
+        hardware: Hardware, walls: Mapping[str, float],
     ) -> None:  # fmt: skip
         self.bytes = weight_bytes
         self.parameters = parameters
@@ -38,7 +38,8 @@ class Transfers:
         bucket = REDUCE_BUCKET_ELEMENTS if strategy.zero else SUM_BUCKET_ELEMENTS
         self.pieces = math.ceil(parameters / bucket)
         self.last_fraction = min(1.0, max(bucket, largest) / parameters)
-        self.pass_s = backward_s / strategy.accumulation  # of one pass backward; forward it is half
+        self.forward_s = walls["forward"] / strategy.accumulation  # of one pass
+        self.backward_s = walls["backward"] / strategy.accumulation
 
     def _unhidden(self, hidden_behind: float, *collectives: Collective) -> float:
         """What a pass does not hide of its collectives, in their pieces."""
@@ -62,32 +63,38 @@ class Transfers:
         gathered = comm.all_gather_s, gathers
         scatters = comm.link_bytes_per_s(hardware, rates.reducescatter_fraction)
         scattered = comm.reduce_scatter_s, scatters
-        summed = self._unhidden(self.pass_s, reduced)
+        summed = self._unhidden(self.backward_s, reduced)
         passes = self.strategy.accumulation
         if zero == 0:
             return summed
         if zero < 3:
             times = passes if zero == 2 else 1
             return times * summed + comm.all_gather_s(self.bytes, ranks, gathers)
-        forward = self._unhidden(self.pass_s / 2, gathered)
-        return passes * (forward + self._unhidden(self.pass_s, gathered, scattered))
+        forward = self._unhidden(self.forward_s, gathered)
+        return passes * (forward + self._unhidden(self.backward_s, gathered, scattered))
 
     def offload_s(self) -> float:
-        """Copies beyond what the backward pass hides, and AdamW on the host.
+        """Copies beyond what the passes hide, and what the host does to gradients and weights.
 
-        Gradients leave in fp32, weights come back in their own type.
+        Under stages 1 and 2 the host waits for each gradient's copy (`deepspeed.passes_s`), so nothing
+        hides them. Weights come back from pinned memory; under stage 3 they stay where they are
+        offloaded, else PyTorch's blocking copy casts them into new memory, which is not pinned (torch
+        2.11, aten/src/ATen/native/cuda/Copy.cu).
         """
         strategy, hardware = self.strategy, self.hardware
         if strategy.offload is Offload.NONE:
             return 0.0
-        ranks = hardware.num_gpus
-        link = comm.host_link_bytes_per_s(hardware)
-        copy = comm.copy_s(self.bytes / ranks, link)
-        on_node = self.parameters / ranks * hardware.gpus_per_node
-        adam = comm.cpu_adam_s(on_node, comm.cpu_adam_bytes_per_s(hardware))
-        passes = strategy.accumulation
-        leaving = comm.copy_s(self.parameters * comm.FP32_BYTES / ranks, link)
-        total = passes * self._exposed(leaving, self.pass_s) + adam + copy
-        if strategy.offload in (Offload.ALL, Offload.NVME):  # weights come for forward and backward
-            total += 2 * passes * self._exposed(copy, self.pass_s / 2)
-        return total
+        mine, passes = self.parameters / hardware.num_gpus, strategy.accumulation
+        link, size = comm.host_link_bytes_per_s(hardware), round(self.bytes / self.parameters)
+        rate = comm.cpu_adam_bytes_per_s(hardware)
+        clips = strategy.zero == 3 or strategy.max_grad_norm > 0
+        total = comm.cpu_update_s(mine * hardware.gpus_per_node, size, rate, clips=clips)
+        leaving = comm.copy_s(mine * comm.leaving_bytes(size, passes, stage=strategy.zero), link)
+        copy = comm.copy_s(size * mine, link)
+        if strategy.zero < 3:
+            return total + leaving + copy
+        total += passes * self._exposed(leaving / passes, self.backward_s)
+        if strategy.offload is Offload.OPTIMIZER:
+            return total + comm.copy_s(size * mine, comm.PAGEABLE_BYTES_PER_S)
+        come = self._exposed(copy, self.forward_s) + self._exposed(copy, self.backward_s)
+        return total + passes * come

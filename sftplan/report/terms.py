@@ -162,10 +162,12 @@ TERMS: dict[str, Term] = dict(
         _term(
             "offload",
             "what waits in host memory or on NVMe",
-            "optimizer: 2 bytes per parameter and direction over the host link each step, the "
-            "update runs on the CPU; all: weights travel too",
-            "[OFFL] section 4",
-            "sftplan/step/shard.py",
+            "optimizer: gradients leave over the host link in fp32, weights come back in their own "
+            "type, the update runs on the CPU; all: weights travel too. What is pinned takes the "
+            "next power of two",
+            "[OFFL] section 4; DeepSpeed's stage_1_and_2.py and stage3.py, PyTorch's "
+            "CachingHostAllocator.h",
+            "sftplan/cost/transfers.py, sftplan/cost/host.py",
         ),
         _term(
             "checkpointing",

@@ -83,7 +83,7 @@ def test_a_host_too_small_for_the_offload_is_refused_with_both_figures(
     pinned = capsys.readouterr().out
 
     assert "GiB of host memory per node, 64.00 GiB are there" in chosen
-    assert "Does not fit: 152.43 of 64.00 GiB of host memory per node, 88.43 GiB over" in pinned
+    assert "Does not fit: 161.33 of 64.00 GiB of host memory per node, 97.33 GiB over" in pinned
 
 
 def test_launch_refuses_it_before_anything_starts(
@@ -96,5 +96,5 @@ def test_launch_refuses_it_before_anything_starts(
     capsys.readouterr()
 
     assert run(["launch", str(plan), "--data", str(data), "--out", str(out)]) == ExitCode.INFEASIBLE
-    assert "152.43 GiB of host memory, 64.00 are there" in capsys.readouterr().err
+    assert "161.33 GiB of host memory, 64.00 are there" in capsys.readouterr().err
     assert not out.exists()
