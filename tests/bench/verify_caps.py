@@ -1,10 +1,11 @@
 """Under memory caps: does the plan chosen run, and is anything beside it faster?
 
-For each cap and model the plan is made for the H200 with that much memory; PyTorch may then reserve the cap
-less the context, and the plan runs 20 steps. Beside it are tried, in the order of their predicted step time
-per token: the next best of every branch of the search's grid (precision, checkpointing, loss, attention,
-compilation, micro-batch) that is not predicted to need more than the cap by a tenth. `--gib 80,32` takes some of
-the caps: whether plans run does not change where several caps are tried at once on one GPU, their speed does.
+For each cap and model the plan is made for the GPU here with that much memory. `--beside 0`: PyTorch may then
+reserve the cap less the context, and the plan runs 20 steps. Else everything chosen and, for each cap, the
+next best by prediction of every branch of the search's grid (precision, checkpointing, loss, compilation,
+micro-batch) that is not predicted to need more than the cap by a tenth is run once without a cap; best under
+a cap is the fastest of a model that was measured to need no more. `--gib 80,32` and `--models gpt2` take some:
+whether plans run does not change where several are tried at once on one GPU, their speed does.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ MODELS = (
     ("opt-350m", 1024),
 )
 STEPS = 20
+GRID_STEPS = 8  # that are timed
 TOKENS_PER_STEP = 65_536
 COLUMNS = ("name", "cap_gib", "model", "seq_len", "chosen", "micro_batch", "accumulation", "precision", "checkpointing",
            "attention", "loss", "packing", "compile", "verdict", "tokens_per_s_predicted")  # fmt: skip
@@ -59,7 +61,7 @@ def chosen_plan(job: tuple[float, str, int]) -> Plan:
         seq_len=seq_len,
         global_batch=TOKENS_PER_STEP // seq_len,
         lengths=lengths_of(seq_len),
-        num_examples=100_000,
+        num_examples=2_000_000,  # so many that starting does not count
     )
     choice = choose(model, machine, workload, dict(PINS), margin=0.05, minimize="time")
     lean = replace_company(choice)
@@ -106,53 +108,55 @@ def beside(job: tuple[Plan, float, str, int, int]) -> list[Plan]:
 
 
 def measure_caps(args: Any) -> None:
-    """All caps and models: first what was chosen, then what lies beside it."""
+    """All caps and models."""
     deadline = time.monotonic() + args.seconds
     table = Table(args.out, (*COLUMNS, *MEASURED), args.done)
     caps = [int(gib) for gib in args.gib.split(",")] if args.gib else CAPS_GIB
-    points = [(gib, model, seq) for gib in caps for model, seq in MODELS]
+    wanted = args.models.split(",") if args.models else [model for model, _ in MODELS]
+    points = [(gib, *model) for gib in caps for model in MODELS if model[0] in wanted]
     with ProcessPoolExecutor(PLANNERS) as pool:
         plans = list(pool.map(chosen_plan, points))
         fitting = [(plan, *point) for plan, point in zip(plans, points, strict=True) if plan.fits]
-        _run(table, [(point[0], point[1:], True) for point in fitting], deadline)
         for plan, point in zip(plans, points, strict=True):
             if not plan.fits:
                 print(f"{point}: nothing fits, {plan.memory.gpu.used_bytes / GIB:.2f} GiB at least")
         if not args.beside:
-            report(table)
+            jobs = [(plan, str(point[0]), point[1:]) for plan, *point in fitting]
+            _run(table, jobs, deadline, capped_to=True)
+            ran = [row for row in table.rows.values() if row["status"] == "ok"]
+            print(f"{len(ran)} of {len(fitting)} chosen plans ran")
             return
         others = pool.map(beside, [(*point, args.beside) for point in fitting])
-        groups = [
-            (plan, point[1:], False)
-            for point, found in zip(fitting, others, strict=True)
-            for plan in found
-        ]
-        _run(table, groups, deadline)
-    report(table)
+        grid = {
+            _words(plan, point[1:]): (plan, "any", tuple(point[1:])) for plan, *point in fitting
+        }
+        for found, (_, *point) in zip(others, fitting, strict=True):
+            for plan in found:
+                grid.setdefault(_words(plan, point[1:]), (plan, "any", tuple(point[1:])))
+        _run(table, list(grid.values()), deadline, capped_to=False)
+    report(table, fitting)
 
 
-def _run(table: Table, groups: list[tuple[Plan, tuple[Any, ...], bool]], deadline: float) -> None:
+def _words(plan: Plan, model: Any) -> str:
+    return " ".join(str(each) for each in (*model, *(getattr(plan.strategy, k) for k in KNOBS)))
+
+
+def _run(
+    table: Table, asked: list[tuple[Plan, str, Any]], deadline: float, *, capped_to: bool
+) -> None:
     jobs, known = [], {}
-    for number, (plan, point, is_chosen) in enumerate(groups):
-        gib, model, seq = point
-        strategy = plan.strategy
-        words = " ".join(str(getattr(strategy, knob)) for knob in KNOBS)
-        name = f"{gib} GiB {model} {seq} {words}"
+    for number, (plan, gib, model) in enumerate(asked):
+        strategy, gpu = plan.strategy, plan.memory.gpu
+        name = f"{gib} GiB {_words(plan, model)}"
         if name in table.rows:
             continue
-        gpu = plan.memory.gpu
         cap = gpu.capacity_bytes - (gpu.used_bytes - gpu.peak_reserved_bytes)
-        jobs.append(
-            {
-                "id": f"cap-{number}",
-                "plan": plan,
-                "steps": STEPS if is_chosen else 6,
-                "cap_bytes": cap,
-            }
-        )
+        jobs.append({"id": f"cap-{number}", "plan": plan, "steps": STEPS if capped_to else GRID_STEPS,
+                     "cap_bytes": cap if capped_to else None})  # fmt: skip
         known[f"cap-{number}"] = {
-            "name": name, "cap_gib": gib, "model": model, "seq_len": seq, "chosen": is_chosen, "verdict": plan.verdict,
-            "tokens_per_s_predicted": plan.time.tokens_per_s, **{knob: getattr(strategy, knob) for knob in KNOBS},
+            "name": name, "cap_gib": gib, "model": model[0], "seq_len": model[1], "chosen": capped_to,
+            "verdict": plan.verdict, "tokens_per_s_predicted": plan.time.tokens_per_s,
+            **{knob: getattr(strategy, knob) for knob in KNOBS},
         }  # fmt: skip
 
     def done(job: dict[str, Any], found: dict[str, Any]) -> None:
@@ -161,22 +165,21 @@ def _run(table: Table, groups: list[tuple[Plan, tuple[Any, ...], bool]], deadlin
     run_jobs(jobs, deadline, done)
 
 
-def report(table: Table) -> None:
-    """How many ran, and how near the best each chosen one is."""
-    rows = list(table.rows.values())
-    chosen = [row for row in rows if row["chosen"] == "True"]
-    ran = [row for row in chosen if row["status"] == "ok"]
-    print(f"{len(ran)} of {len(chosen)} chosen plans ran; {len(CAPS_GIB) * len(MODELS)} points")
+def report(table: Table, fitting: list[Any]) -> None:
+    """How near the best that fits each chosen one is."""
+    rows = {name: row for name, row in table.rows.items() if row["status"] == "ok"}
     shares = []
-    for row in ran:
-        alike = [
-            r
-            for r in rows
-            if (r["cap_gib"], r["model"]) == (row["cap_gib"], row["model"]) and r["status"] == "ok"
-        ]
-        best = max(alike, key=lambda r: float(r["tokens_per_s"]))
-        shares.append(float(row["tokens_per_s"]) / float(best["tokens_per_s"]))
-        if shares[-1] < 0.97:
-            print(f"{shares[-1]:.3f} of the best: {row['name']}; best {best['name']}")
+    for plan, gib, *model in fitting:
+        mine = rows.get(f"any GiB {_words(plan, model)}")
+        if mine is None:
+            continue
+        fit = [row for row in rows.values() if row["model"] == model[0] and int(row["used"]) <= gib * GIB]  # fmt: skip
+        best = max([*fit, mine], key=lambda row: float(row["tokens_per_s"]))
+        shares.append(float(mine["tokens_per_s"]) / float(best["tokens_per_s"]))
+        held = "" if int(mine["used"]) <= gib * GIB else f" DOES NOT FIT: {mine['used']}"
+        print(
+            f"{gib:>3} GiB {shares[-1]:.3f} of the best{held}: {mine['name']}; best {best['name']}"
+        )
     if shares:
-        print(f"of the best tried: mean {sum(shares) / len(shares):.3f}, worst {min(shares):.3f}")
+        mean = sum(shares) / len(shares)
+        print(f"{len(shares)} points: mean {mean:.3f}, worst {min(shares):.3f} of the best tried")

@@ -8,6 +8,8 @@ from functools import cache
 from typing import Any
 
 from sftplan.cost.evaluate import Evaluator
+from sftplan.detect.gpus import detect
+from sftplan.errors import SftplanError
 from sftplan.facts.hardware import Hardware
 from sftplan.facts.profiles import load_hardware
 from sftplan.facts.resolve import resolve_model
@@ -85,6 +87,15 @@ def h200() -> Hardware:
 
 
 @cache
+def here() -> Hardware:
+    """The profile of the GPU in this machine; without one, of an H200."""
+    try:
+        return load_hardware(detect().name)
+    except SftplanError:
+        return h200()
+
+
+@cache
 def lengths_of(seq_len: int) -> LengthStatistics:
     """Statistics of the synthetic instruction set of train_throughput.py."""
     from train_build import synthetic
@@ -159,7 +170,7 @@ class Only:
 
 def plan_of(case: Case, hardware: Hardware | None = None) -> Plan:
     """The plan of a case: an estimate of one point."""
-    machine = hardware or h200()
+    machine = hardware or here()
     evaluator, strategy, workload = _evaluator(case, quick=False)
     return plan_from_choice(
         Only(strategy, evaluator.estimate(strategy, machine)), model=resolve_model(case.model),
@@ -169,7 +180,7 @@ def plan_of(case: Case, hardware: Hardware | None = None) -> Plan:
 
 
 def capped(gib: float) -> Hardware:
-    """The H200 with so much memory: what a smaller card's driver would show, all of it usable."""
-    full = h200()
+    """The GPU here with so much memory: what a smaller card's driver would show, all of it usable."""
+    full = here()
     gpu = replace(full.gpu, memory_bytes=int(gib * GIB), unusable_bytes=0)
     return replace(full, gpu=gpu, rates=replace(full.rates, device_bytes=0))

@@ -10,7 +10,8 @@ run's own code (sftplan/verify/run.py) takes one case after the other, for each 
 cases the model, the compiler's graphs and cuBLAS's workspaces go and the allocator's cache is emptied;
 `left_bytes` is what stays reserved all the same, and a process that keeps more than LEFT_BYTES is replaced.
 Shared are the CUDA context, whose kernels add up (hence `used` is at most that much higher than alone;
---fresh tells), and the compiler's files on disk (hence no start-up times here).
+--fresh tells), and the compiler's files on disk (hence no start-up times here). `host_scale` is how slowly the host issued operations just before and after,
+against the reference host.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ PLANNERS = max(1, (os.cpu_count() or 2) - 2)
 MEASURED = (
     "status", "allocated", "allocated_predicted", "reserved", "reserved_predicted", "used", "used_predicted",
     "outside_bytes", "step_s", "step_s_predicted", "forward_s", "backward_s", "optimizer_s", "data_s",
-    "tokens_per_s", "mfu_fraction", "first_step_s", "phase", "left_bytes", "fresh", "gpu", "torch", "transformers", "driver",
+    "tokens_per_s", "mfu_fraction", "first_step_s", "phase", "left_bytes", "fresh", "host_scale", "gpu", "torch", "transformers", "driver",
 )  # fmt: skip
 
 
@@ -53,7 +54,7 @@ def row_of(plan: Plan, found: dict[str, Any]) -> dict[str, Any]:
         "status": status, "allocated": found.get("peak_allocated_bytes"), "allocated_predicted": gpu.peak_allocated_bytes,
         "reserved": found.get("peak_reserved_bytes"), "reserved_predicted": gpu.peak_reserved_bytes,
         "used": found.get("used_bytes"), "used_predicted": gpu.used_bytes,
-        **{name: found.get(name) for name in ("outside_bytes", "step_s", "tokens_per_s", "mfu_fraction", "first_step_s", "left_bytes", "fresh")},
+        **{name: found.get(name) for name in ("outside_bytes", "step_s", "tokens_per_s", "mfu_fraction", "first_step_s", "left_bytes", "fresh", "host_scale")},
         "step_s_predicted": plan.time.step_s, "phase": out["phase"] if out else "",
         **{f"{name}_s": phases.get(name) for name in ("forward", "backward", "optimizer", "data")},
         **{name: versions.get(name) for name in ("gpu", "torch", "transformers", "driver")},
@@ -94,6 +95,7 @@ def work(folder: Path) -> None:
     set_allocator(read_plan(folder / f"{jobs[0]['id']}.plan"))
     import torch
 
+    from sftplan.verify.rates import dispatch_scale
     from sftplan.verify.run import dry_run
 
     cpu = not torch.cuda.is_available()
@@ -101,12 +103,15 @@ def work(folder: Path) -> None:
         request = Request(steps=job["steps"], cap_bytes=job["cap_bytes"], timeline=False, cpu=cpu)
         if not cpu and job["cap_bytes"] is None:
             torch.cuda.set_per_process_memory_fraction(1.0)
+        device = torch.device("cpu" if cpu else "cuda")
+        host = dispatch_scale(device)
         try:
             found = dry_run(
                 read_plan(folder / f"{job['id']}.plan"), request, taken_before_bytes=before
             )
         except Exception as error:
             found = {"failed": f"{type(error).__name__}: {str(error)[:200]}"}
+        found["host_scale"] = (host + dispatch_scale(device)) / 2
         left = cleaned(torch)
         draft = folder / f"{job['id']}.part"
         draft.write_text(json.dumps({**found, "left_bytes": left}))
@@ -236,6 +241,7 @@ def main() -> None:
         "--beside", type=int, default=4, help="configurations tried beside each chosen one"
     )
     parser.add_argument("--gib", help="some of the caps, with commas")
+    parser.add_argument("--models", help="some of the models under caps, with commas")
     parser.add_argument("--only", choices=("compiled", "eager"), help="some of the cases")
     parser.add_argument("--judge", action="store_true")
     parser.add_argument("--calibration", type=Path)
