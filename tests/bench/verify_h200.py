@@ -105,6 +105,7 @@ def work(folder: Path) -> None:
             torch.cuda.set_per_process_memory_fraction(1.0)
         device = torch.device("cpu" if cpu else "cuda")
         host = dispatch_scale(device)
+        cleaned(torch)
         try:
             found = dry_run(
                 read_plan(folder / f"{job['id']}.plan"), request, taken_before_bytes=before
