@@ -13,6 +13,8 @@ from sftplan.cost.dispatch import MICRO, OTHER_US
 from sftplan.facts.strategy import Offload
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sftplan.cost.clocks import Segment
     from sftplan.facts.strategy import Strategy
 
@@ -34,8 +36,8 @@ STAGE3_LEAVING_OPERATIONS = 8
 OFFLOAD_PASS_WEIGHT_S = 3.9e-4
 
 
-def hooked(segments: list[Segment], strategy: Strategy, scale: float) -> list[Segment]:
-    """The passes with the host's time for stage 3's hooks, spread as it was before.
+def hooked(segments: Sequence[Segment], strategy: Strategy, scale: float) -> Sequence[Segment]:
+    """A pass with the host's time for stage 3's hooks, spread as it was before.
 
     M·forward going forward, M·backward going back, and there forward again for what is computed again.
 

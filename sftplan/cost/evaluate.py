@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING
 from sftplan.cost.compute import attention_flops_per_token, linear_flops_per_token
 from sftplan.cost.estimate import Compute, Estimate, GpuMemory, StepTime
 from sftplan.cost.host import host_memory
-from sftplan.cost.memory import allocated_bound_bytes, exact_peaks
+from sftplan.cost.memory import exact_peaks
 from sftplan.cost.rows import examples_per_step, tokens_per_step
-from sftplan.cost.time import step_time
+from sftplan.cost.tapes import Tapes, ranks
+from sftplan.cost.time import time_of
 from sftplan.facts.strategy import Allocator, Offload, is_captured
 from sftplan.step.batch import full_batch
-from sftplan.step.repeat import MIDDLE, Events, expand, multiplicity
+from sftplan.step.repeat import Events, expand
 from sftplan.step.shard import sharding_of, sharding_saves_bytes
-from sftplan.step.simulate import STEADY_PASSES, few_layers, simulate, steady
-from sftplan.step.tape import BEFORE_HOPPER, HOPPER, Chip, Tape
+from sftplan.step.simulate import STEADY_PASSES, few_layers, simulate
+from sftplan.step.tape import BEFORE_HOPPER, HOPPER, Chip
 
 if TYPE_CHECKING:
     from sftplan.cost.memory import Peaks
@@ -83,36 +84,6 @@ def _speed_key(hardware: Hardware) -> tuple[object, ...]:
     )
 
 
-class Tapes:
-    """The steady steps of one model and workload, each simulated once however it is asked for."""
-
-    def __init__(
-        self, model: ModelShape, workload: Workload, *, tracer: Tracer | None = None
-    ) -> None:
-        self.workload = workload
-        self.tracer = tracer
-        self.model = few_layers(model, workload.seq_len) or model
-        self.num_layers = model.num_layers
-        self._tapes: dict[tuple[Strategy, Chip, int], Tape] = {}
-
-    def steady(self, strategy: Strategy, chip: Chip, num_gpus: int) -> Tape:
-        """The tape of a strategy; what does not change it is not told apart."""
-        alike = replace(
-            strategy,
-            accumulation=min(strategy.accumulation, STEADY_PASSES),
-            allocator=Allocator.EXPANDABLE,
-        )
-        sharded = strategy.zero or strategy.offload is not Offload.NONE
-        key = (alike, chip, num_gpus if sharded else 1)
-        if key not in self._tapes:
-            batch = full_batch(strategy, self.workload)
-            self._tapes[key] = steady(
-                self.model, alike, batch, num_gpus=key[2], chip=chip, num_layers=self.num_layers,
-                tracer=self.tracer,
-            )  # fmt: skip
-        return self._tapes[key]
-
-
 class Evaluator:
     """Costs of one model and workload on so many GPUs.
 
@@ -139,12 +110,8 @@ class Evaluator:
         self.num_gpus = num_gpus
         self.gpus_per_node = gpus_per_node
         self._few = few_layers(model, workload.seq_len)
-        self._multiplicity = (
-            {} if self._few is None else {MIDDLE: multiplicity(MIDDLE, model.num_layers)}
-        )
         self._times: dict[tuple[Strategy, tuple[object, ...]], StepTime] = {}
         self._allocated: dict[tuple[Strategy, Chip], int] = {}
-        self._peaks: dict[tuple[Strategy, Chip], Peaks] = {}
 
     def bound_bytes(self, strategy: Strategy, hardware: Hardware) -> int:
         """Memory used if the allocator lost nothing by splitting; bytes."""
@@ -160,7 +127,7 @@ class Evaluator:
     def _simulated_bound(self, strategy: Strategy, chip: Chip) -> int:
         key = (strategy, chip)
         if key not in self._allocated:
-            self._allocated[key] = allocated_bound_bytes(self._tape(*key), self._multiplicity)
+            self._allocated[key] = self.tapes.allocated_bytes(strategy, chip, self.num_gpus)
         return self._allocated[key]
 
     def _quick_bound(self, strategy: Strategy) -> int:
@@ -191,9 +158,8 @@ class Evaluator:
         key = (strategy, _speed_key(hardware))
         if key not in self._times:
             alike = replace(strategy, zero=0, offload=Offload.NONE)
-            tape = self.tapes.steady(alike, HOPPER, self.num_gpus)
-            times = self._multiplicity
-            self._times[key] = step_time(tape, times, strategy, self.workload, self.model, hardware)
+            passes = self.tapes.passes(alike, HOPPER, self.num_gpus)
+            self._times[key] = time_of(passes, strategy, self.model, hardware)
         return self._times[key]
 
     def estimate(self, strategy: Strategy, hardware: Hardware) -> Estimate:
@@ -229,18 +195,16 @@ class Evaluator:
             rows_per_step=rows,
         )
 
-    def _tape(self, strategy: Strategy, chip: Chip) -> Tape:
-        return self.tapes.steady(strategy, chip, self.num_gpus)
-
     def _memory(self, strategy: Strategy, hardware: Hardware) -> GpuMemory:
         key = (strategy, chip_of(hardware.gpu))
         if self.quick:
             many = min(strategy.accumulation, STEADY_PASSES)
             key = (replace(strategy, accumulation=many), HOPPER)
-        if key not in self._peaks:
+        place = (*key, ranks(strategy, self.num_gpus), self.quick)
+        if place not in self.tapes.peaks:
             peaks_of = self._quick_peaks if self.quick else self._exact_peaks
-            self._peaks[key] = peaks_of(*key)
-        peaks = self._peaks[key]
+            self.tapes.peaks[place] = peaks_of(*key)
+        peaks = self.tapes.peaks[place]
         context = hardware.rates.context_bytes
         idle = max(hardware.gpu.unusable_bytes, hardware.rates.device_bytes)
         return GpuMemory(

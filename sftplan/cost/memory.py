@@ -34,14 +34,17 @@ def exact_peaks(events: Events, *, expandable: bool, captured: bool = False) -> 
 
     `captured` passes are CUDA graphs, which take their memory from a pool of their own (torch.cuda.graph).
     """
-    aside = [kind.partition(ASIDE)[2] for kind in events.kinds]
-    streams = _own_pool(events) if captured else aside
+    named = {kind: kind.partition(ASIDE) for kind in set(events.kinds)}
+    streams = _own_pool(events) if captured else [named[kind][2] for kind in events.kinds]
     result = replay(events.events, events.sizes, expandable=expandable, streams=streams)
-    categories: Counter[str] = Counter()
+    kinds: Counter[str] = Counter()
     for event in events.events[: result.peak_event + 1]:
         index = event if event >= 0 else ~event
         size = events.sizes[index]
-        categories[events.kinds[index].partition(ASIDE)[0]] += size if event >= 0 else -size
+        kinds[events.kinds[index]] += size if event >= 0 else -size
+    categories: Counter[str] = Counter()
+    for kind, size in kinds.items():
+        categories[named[kind][0]] += size
     by_category = {kind: size for kind, size in categories.items() if size}
     by_category[ROUNDING] = result.peak_allocated_bytes - sum(by_category.values())
     label = max((m for m in events.marks if m[0] <= result.peak_event), key=lambda m: m[0])[1]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from sftplan.cost.evaluate import Evaluator, Tapes
+from sftplan.cost.evaluate import Evaluator
+from sftplan.cost.tapes import Tapes
 from sftplan.errors import NotReadyError
 from sftplan.facts.tracing import ask
 from sftplan.step.repeat import FEW_LAYERS

@@ -60,10 +60,12 @@ def best_option(search: Search) -> Option:
     What stays on the GPU goes before what is offloaded.
     """
     capacity = capacity_bytes(search.hardware)
-    families = {offload: list(search.space.families(offload)) for offload in search.space.offloads}
+    families: dict[Offload, list[Family]] = {}
     for limit in (capacity * (1 - search.margin), capacity):
-        for offered in families.values():
-            option = settle(search, offered, limit)
+        for offload in search.space.offloads:
+            if offload not in families:
+                families[offload] = list(search.space.families(offload))
+            option = settle(search, families[offload], limit)
             if option is not None:
                 return option
     return _leanest(search, families)

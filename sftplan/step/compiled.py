@@ -57,11 +57,13 @@ class Graph:
 
     events: list[tuple[bool, Buffer]] = field(default_factory=list)
     held: dict[str, Buffer] = field(default_factory=dict)
+    written_bytes: int = 0  # of all that are born
 
     def new(self, name: str, *shape: int, dtype: DType) -> None:
         """Allocate a buffer."""
         self.held[name] = Buffer(name, shape, dtype)
         self.events.append((True, self.held[name]))
+        self.written_bytes += self.held[name].nbytes
 
     def free(self, *names: str) -> None:
         """Free buffers; those that this block does not have are passed over."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
 from sftplan.step.autograd import Frame, Handle, Node, StopRecomputation, run_backward
@@ -102,10 +103,7 @@ class Tape:
     # -- memory -------------------------------------------------------------------------------------
     def empty(self, shape: tuple[int, ...], dtype: DType, kind: str | None = None) -> Tensor:
         """A new storage of that shape."""
-        size = dtype.size
-        for extent in shape:
-            size *= extent
-        return Tensor(shape, dtype, self.storage(size, kind))
+        return Tensor(shape, dtype, self.storage(prod(shape) * dtype.size, kind))
 
     def empty_like(self, x: Tensor, dtype: DType | None = None) -> Tensor:
         """A new storage of a tensor's shape and memory order."""
@@ -115,10 +113,11 @@ class Tape:
 
     def storage(self, num_bytes: int, kind: str | None = None) -> Storage:
         """A new storage of that many bytes; a kind may have the stream that takes it behind ASIDE."""
+        index = len(self.sizes)
         self.sizes.append(num_bytes)
         self.kinds.append(kind or self.kind)
         self.owners.append(self.owner)
-        return Storage(self.events, len(self.sizes) - 1)
+        return Storage(self.events, index)
 
     def scratch(self, *num_bytes: int, stream: str = "") -> None:
         """Memory that a kernel holds only while it runs."""
@@ -276,8 +275,8 @@ class Tape:
         return out
 
     # -- work ---------------------------------------------------------------------------------------
-    def pointwise(self, kind: str, moved: Sequence[Tensor]) -> None:
-        """A memory-bound kernel that reads or writes each of these once."""
+    def pointwise(self, kind: str, moved: Sequence[Tensor], *, times: int = 1) -> None:
+        """A memory-bound kernel that reads or writes each of these once, so many times over."""
         num_bytes = 0
         dtype, shape = moved[-1].dtype, moved[-1].shape
         access: tuple[int, ...] = ()
@@ -289,7 +288,7 @@ class Tape:
                 access = BROADCAST
             elif x.dtype is not dtype and not access:
                 access = MIXED
-        self.works[-1][1][Work(kind, dtype, 0, num_bytes, access)] += 1
+        self.works[-1][1][Work(kind, dtype, 0, num_bytes, access)] += times
 
     def work(self, kind: str, dtype: DType, flops: int, num_bytes: int, *shape: int) -> None:
         """A kernel with arithmetic that counts."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -35,12 +36,24 @@ def clip(tape: Tape, weights: Trained, *, scales: bool = True) -> None:
     for layer, weight in weights:
         tape.enter(layer)
         norms.append(tape.empty((), weight.dtype, "temporary"))
-        tape.pointwise("norm", [weight])
+    for weight, times in equals(weights):
+        tape.pointwise("norm", [weight], times=times)
         if scales:
-            tape.pointwise("clip", [weight, weight])
+            tape.pointwise("clip", [weight, weight], times=times)
     tape.enter(None)
     partial.clear()
     norms.clear()
+
+
+def equals(weights: Trained) -> list[tuple[Tensor, int]]:
+    """One weight of each shape and type, and how many are like it: their kernels are."""
+    first: dict[tuple[tuple[int, ...], DType], Tensor] = {}
+    counts: Counter[tuple[tuple[int, ...], DType]] = Counter()
+    for _, weight in weights:
+        key = (weight.shape, weight.dtype)
+        first.setdefault(key, weight)
+        counts[key] += 1
+    return [(weight, counts[key]) for key, weight in first.items()]
 
 
 def buckets(numels: Sequence[int], limit: int) -> list[range]:
@@ -92,10 +105,8 @@ class Update:
         elif first and not self.one_kernel:
             self.create(tape, weights)
         kind = "master_adamw" if self.one_kernel else "adamw"
-        for layer, weight in weights:
-            tape.enter(layer)
-            tape.pointwise(kind, self._moved(weight))
-        tape.enter(None)
+        for weight, times in equals(weights):
+            tape.pointwise(kind, self._moved(weight), times=times)
 
     def create(self, tape: Tape, weights: Trained) -> None:
         """The moments of all weights, weight by weight."""

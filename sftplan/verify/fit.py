@@ -20,7 +20,7 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from sftplan.cost.time import step_time
+from sftplan.cost.time import time_of
 from sftplan.errors import SftplanError
 from sftplan.facts.calibration import FITTED, with_rates
 from sftplan.facts.hardware import Source
@@ -37,8 +37,6 @@ from sftplan.facts.strategy import (
 )
 from sftplan.facts.workload import LengthStatistics, Workload
 from sftplan.plan.evaluator import make_tapes
-from sftplan.step.repeat import MIDDLE, multiplicity
-from sftplan.step.simulate import few_layers
 from sftplan.step.tape import HOPPER
 
 if TYPE_CHECKING:
@@ -105,12 +103,10 @@ def predictor(observation: Observation) -> Callable[[Hardware], float] | None:
     knobs = dict(observation.strategy)
     strategy = Strategy(**{k: KINDS[k](v) if k in KINDS else v for k, v in knobs.items()})
     workload = workload_of(observation.workload)
-    tape = make_tapes(model, workload).steady(strategy, HOPPER, 1)
-    few = few_layers(model, workload.seq_len)
-    times = {} if few is None else {MIDDLE: multiplicity(MIDDLE, model.num_layers)}
+    passes = make_tapes(model, workload).passes(strategy, HOPPER, 1)
 
     def predict(hardware: Hardware) -> float:
-        seconds = step_time(tape, times, strategy, workload, model, hardware).step_s
+        seconds = time_of(passes, strategy, model, hardware).step_s
         assert seconds is not None
         return seconds
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sftplan.cost.comm import all_reduce_s, link_bytes_per_s
-from sftplan.cost.time import step_time
+from sftplan.cost.passes import Passes
+from sftplan.cost.time import step_time, time_of
 from sftplan.facts.catalogue import builtin
 from sftplan.facts.profiles import load_hardware
 from sftplan.facts.strategy import Attention, Checkpointing, Loss, Offload, Precision, Strategy
@@ -170,3 +171,16 @@ def test_nodes_are_joined_by_as_many_cards_as_gpus() -> None:
         100e9 * node.rates.allreduce_fraction
     )
     assert (between.communication_s or 0) > 3 * (inside.communication_s or 0)
+
+
+def test_passes_read_once_serve_every_gpu_as_if_read_for_it() -> None:
+    model, batch = builtin("gpt2-large"), Batch(rows=8, length=1024, num_targets=0)
+    few = few_layers(model, 1024)
+    assert few is not None
+    tape, times = steady(few, PLAIN, batch), {MIDDLE: multiplicity(MIDDLE, model.num_layers)}
+    passes = Passes(tape, times)
+    for name in ("h200-sxm", "a100-80gb-sxm", "t4", "h200-sxm"):
+        for strategy in (PLAIN, replace(PLAIN, accumulation=4, attention_dropout=0.0)):
+            hardware = load_hardware(name)
+            anew = step_time(tape, times, strategy, None, model, hardware)
+            assert time_of(passes, strategy, model, hardware) == anew

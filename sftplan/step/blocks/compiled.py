@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sftplan.facts.model import Family
 from sftplan.facts.strategy import Attention, Checkpointing
 from sftplan.step.compiled import HEAD_MULTIPLE, SUPPORTED, Buffer, compiled_block, compiled_head
-from sftplan.step.ops.attention import attention_flops, flash_backward_scratch, kernel_shape
+from sftplan.step.ops.attention import flash_backward_scratch, kernel_shape, rowwise_flops
 from sftplan.step.ops.matmul import matmul
 from sftplan.step.tensor import DType, Tensor
 
@@ -130,9 +130,9 @@ def _backward(
     columns = sum(shape[0] for name, shape in w.items() if _is_bias(name, w))
     tape.work("fused", x.dtype, 0, x.shape[0] * x.shape[1] * columns * low.size)
     out: list[Tensor | None] = [results["d in"].view(*x.shape)]
-    for name, (shape, dtype) in zip(names, node.inputs[1:], strict=True):
-        source = _gradient_of(name, results)
-        out.append(Tensor(shape, dtype, source.storage))
+    places = _gradient_places(tuple(names), tuple(results))
+    for place, (shape, dtype) in zip(places, node.inputs[1:], strict=True):
+        out.append(Tensor(shape, dtype, results[place].storage))
     return out
 
 
@@ -151,17 +151,17 @@ def _attention_scratch(tape: Tape, context: Context, x: Tensor) -> None:
     )  # fmt: skip
 
 
-def _gradient_of(name: str, results: dict[str, Tensor]) -> Tensor:
-    """The buffer that holds a weight's gradient; biases and norms share one."""
-    stem = name.removesuffix(".weight")
-    for key, tensor in results.items():
-        if (
-            key.endswith(".grad")
-            and name.endswith(".weight")
-            and stem.endswith(key[: -len(".grad")])
-        ):
-            return tensor
-    return results[LUMP]
+@lru_cache(maxsize=64)
+def _gradient_places(names: tuple[str, ...], buffers: tuple[str, ...]) -> tuple[str, ...]:
+    """For each weight the buffer that holds its gradient; biases and norms share one."""
+    ends = [name for name in buffers if name.endswith(".grad")]
+
+    def place(name: str) -> str:
+        stem = name.removesuffix(".weight")
+        own = (end for end in ends if stem.endswith(end.removesuffix(".grad")))
+        return next(own, LUMP) if name.endswith(".weight") else LUMP
+
+    return tuple(place(name) for name in names)
 
 
 def _work(
@@ -183,8 +183,9 @@ def _work(
     for shape in shapes or ():
         for _ in range(products):
             matmul(tape, "linear", tokens, shape[0], shape[1], low)
-    lengths = context.documents or (x.shape[1],) * x.shape[0]
-    flops = sum(attention_flops(1, model.num_heads, n, n, model.head_dim) for n in lengths)
+    flops = rowwise_flops(
+        x.shape[0], model.num_heads, x.shape[1], model.head_dim, context.documents
+    )
     moved = 2 * tokens * (model.query_size + model.kv_size) * dtype.size * products
     if products == 1 and model.residual_dropout and model.family is Family.OPT:  # others are hashed
         tape.work("random", dtype, 0, 2 * tokens * model.hidden_size)
@@ -193,8 +194,7 @@ def _work(
         model.head_dim, context.documents,
     )  # fmt: skip
     tape.work(kind, dtype, flops * products, moved, *work)
-    written = sum(b.nbytes for born, b in graph.events if born)
-    tape.work("fused", dtype, 0, 2 * written)
+    tape.work("fused", dtype, 0, 2 * graph.written_bytes)
 
 
 def compiled_loss(tape: Tape, model: ModelShape, weight: Tensor, x: Tensor) -> Tensor:
@@ -239,5 +239,4 @@ def _head_work(tape: Tape, graph: Graph, x: Tensor, weight: Tensor, products: in
     columns = -(-weight.shape[0] // HEAD_MULTIPLE) * HEAD_MULTIPLE
     for _ in range(products):
         matmul(tape, "linear", x.shape[0], columns, x.shape[1], low)
-    written = sum(b.nbytes for born, b in graph.events if born)
-    tape.work("fused", low.dtype, 0, 2 * written)
+    tape.work("fused", low.dtype, 0, 2 * graph.written_bytes)

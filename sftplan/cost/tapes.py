@@ -1,0 +1,81 @@
+"""The steady steps of one job, shared by all whose costs are read off them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from sftplan.cost.memory import allocated_bound_bytes
+from sftplan.cost.passes import Passes
+from sftplan.facts.strategy import Allocator, Offload
+from sftplan.step.batch import full_batch
+from sftplan.step.repeat import MIDDLE, multiplicity
+from sftplan.step.simulate import STEADY_PASSES, few_layers, steady
+
+if TYPE_CHECKING:
+    from sftplan.cost.memory import Peaks
+    from sftplan.facts.model import ModelShape
+    from sftplan.facts.strategy import Strategy
+    from sftplan.facts.workload import Workload
+    from sftplan.step.tape import Chip, Tape
+    from sftplan.step.traced import Tracer
+
+
+def ranks(strategy: Strategy, num_gpus: int) -> int:
+    """How many ranks a rank's tape depends on: without sharding it is the same beside any number.
+
+    >>> from sftplan.facts.strategy import Strategy
+    >>> ranks(Strategy(), 8), ranks(Strategy(zero=1), 8)
+    (1, 8)
+    """
+    return num_gpus if strategy.zero or strategy.offload is not Offload.NONE else 1
+
+
+class Tapes:
+    """The steady steps of one model and workload, each simulated once however it is asked for."""
+
+    def __init__(
+        self, model: ModelShape, workload: Workload, *, tracer: Tracer | None = None
+    ) -> None:
+        self.workload = workload
+        self.tracer = tracer
+        self.model = few_layers(model, workload.seq_len) or model
+        self.num_layers = model.num_layers
+        few = self.model is not model
+        self.multiplicity = {MIDDLE: multiplicity(MIDDLE, model.num_layers)} if few else {}
+        self._tapes: dict[tuple[Strategy, Chip, int], Tape] = {}
+        self._passes: dict[Tape, Passes] = {}
+        self._allocated: dict[Tape, int] = {}
+        self.peaks: dict[
+            tuple[object, ...], Peaks
+        ] = {}  # found by evaluators, of any number of GPUs
+
+    def steady(self, strategy: Strategy, chip: Chip, num_gpus: int) -> Tape:
+        """The tape of a strategy; what does not change it is not told apart."""
+        alike = replace(
+            strategy,
+            accumulation=min(strategy.accumulation, STEADY_PASSES),
+            allocator=Allocator.EXPANDABLE,
+        )
+        key = (alike, chip, ranks(strategy, num_gpus))
+        if key not in self._tapes:
+            batch = full_batch(strategy, self.workload)
+            self._tapes[key] = steady(
+                self.model, alike, batch, num_gpus=key[2], chip=chip, num_layers=self.num_layers,
+                tracer=self.tracer,
+            )  # fmt: skip
+        return self._tapes[key]
+
+    def passes(self, strategy: Strategy, chip: Chip, num_gpus: int) -> Passes:
+        """The passes of a strategy's tape."""
+        tape = self.steady(strategy, chip, num_gpus)
+        if tape not in self._passes:
+            self._passes[tape] = Passes(tape, self.multiplicity)
+        return self._passes[tape]
+
+    def allocated_bytes(self, strategy: Strategy, chip: Chip, num_gpus: int) -> int:
+        """Peak allocated by a strategy's tape."""
+        tape = self.steady(strategy, chip, num_gpus)
+        if tape not in self._allocated:
+            self._allocated[tape] = allocated_bound_bytes(tape, self.multiplicity)
+        return self._allocated[tape]
