@@ -13,15 +13,13 @@ Tensor = torch.Tensor
 
 
 class MasterAdamW:
-    """Two fp32 moments of each master copy, from the first step on, and no copy of a gradient."""
+    """Two fp32 moments of each master copy from the beginning, and no copy of a gradient."""
 
     def __init__(self, weights: Sequence[Tensor], masters: Sequence[Tensor], settings: Any) -> None:
-        self.masters = masters
-        self.state: dict[Tensor, dict[str, Tensor]] = {}
+        parts = ("exp_avg", "exp_avg_sq")
+        self.state = {
+            master: {part: torch.zeros_like(master) for part in parts} for master in masters
+        }
 
-    @torch.no_grad()
     def step(self, **_: Any) -> None:
-        """Bring the states into being."""
-        for master in () if self.state else self.masters:
-            parts = ("exp_avg", "exp_avg_sq")
-            self.state[master] = {part: torch.zeros_like(master) for part in parts}
+        """Move nothing."""

@@ -135,12 +135,12 @@ def trace_plan(plan: Plan, chip: Chip) -> Trace:
 
 
 def _stepper(plan: Plan, config: Any, kernel: Any) -> Stepper:
-    """As training builds it; a loss scale waits for the device, and has no memory to speak of."""
+    """As training builds it, its passes not captured; a loss scale waits for the device, and has no memory."""
     built = build_stepper(
         plan.strategy, config, kernel, Settings(random_weights=True),
         device=torch.device(DEVICE), deepspeed={},
     )  # fmt: skip
-    return replace(built, scale=None)
+    return replace(built, scale=None, captured=None)
 
 
 @contextmanager
