@@ -14,20 +14,16 @@ from sftplan.cost import comm, deepspeed, dispatch
 from sftplan.cost.clocks import Clocks
 from sftplan.cost.device import device_of
 from sftplan.cost.estimate import StepTime
-from sftplan.cost.passes import Passes
 from sftplan.cost.transfers import Transfers
 from sftplan.facts.largest import largest_weight
 from sftplan.facts.strategy import Attention, Offload, Precision, is_captured
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from sftplan.cost.device import Device
+    from sftplan.cost.passes import Passes
     from sftplan.facts.hardware import Hardware
     from sftplan.facts.model import ModelShape
     from sftplan.facts.strategy import Strategy
-    from sftplan.facts.workload import Workload
-    from sftplan.step.tape import Tape
 
 # Compiling block by block: the first step of gpt2-large takes 13 s (H200, torch 2.11, 2026-11), 72 to 78 s whole.
 COMPILE_S = 13.0
@@ -37,18 +33,6 @@ LOW_WEIGHTS = (Precision.BF16_TRUE, Precision.BF16_MASTER)
 def startup_s(strategy: Strategy) -> float:
     """Seconds before the first step runs as all later ones do: compilation."""
     return COMPILE_S if strategy.compile else 0.0
-
-
-def step_time(
-    tape: Tape,
-    multiplicity: Mapping[int, int],
-    strategy: Strategy,
-    workload: Workload | None,
-    model: ModelShape,
-    hardware: Hardware,
-) -> StepTime:
-    """Seconds of one step. `multiplicity` tells for how many layers a layer of the tape stands."""
-    return time_of(Passes(tape, multiplicity), strategy, model, hardware)
 
 
 def time_of(passes: Passes, strategy: Strategy, model: ModelShape, hardware: Hardware) -> StepTime:

@@ -14,7 +14,8 @@ from pathlib import Path
 from rows import OURS, name_of, read_rows, strategy_of
 
 from sftplan.cost.estimate import StepTime
-from sftplan.cost.time import step_time
+from sftplan.cost.passes import Passes
+from sftplan.cost.time import time_of
 from sftplan.facts.profiles import load_hardware
 from sftplan.facts.resolve import resolve_model
 from sftplan.step.batch import Batch
@@ -32,7 +33,7 @@ def predicted(row: dict[str, str]) -> StepTime:
     tape = steady(
         few or model, strategy, Batch(rows=strategy.micro_batch, length=length, num_targets=0)
     )
-    return step_time(tape, times, strategy, None, model, load_hardware("h200-sxm"))
+    return time_of(Passes(tape, times), strategy, model, load_hardware("h200-sxm"))
 
 
 def in_order(times: list[tuple[float, float]]) -> float:

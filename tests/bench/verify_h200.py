@@ -10,8 +10,8 @@ run's own code (sftplan/verify/run.py) takes one case after the other, for each 
 cases the model, the compiler's graphs and cuBLAS's workspaces go and the allocator's cache is emptied;
 `left_bytes` is what stays reserved all the same, and a process that keeps more than LEFT_BYTES is replaced.
 Shared are the CUDA context, whose kernels add up (hence `used` is at most that much higher than alone;
---fresh tells), and the compiler's files on disk (hence no start-up times here). `host_scale` is how slowly the host issued operations just before and after,
-against the reference host.
+--fresh tells), and the compiler's files on disk (hence no start-up times here). `host_scale`
+is how slowly the host issued operations just before and after, against the reference host.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from sftplan.cost.time import step_time
+from sftplan.cost.passes import Passes
+from sftplan.cost.time import time_of
 from sftplan.facts.catalogue import builtin
 from sftplan.facts.profiles import load_hardware
 from sftplan.facts.strategy import Strategy
@@ -34,7 +35,7 @@ def planned_s(row: dict[str, str]) -> float:
     )  # fmt: skip
     tape = steady(few_layers(model, length) or model, strategy, batch, num_layers=model.num_layers)
     times = {MIDDLE: multiplicity(MIDDLE, model.num_layers)}
-    seconds = step_time(tape, times, strategy, None, model, load_hardware("h200-sxm")).step_s
+    seconds = time_of(Passes(tape, times), strategy, model, load_hardware("h200-sxm")).step_s
     assert seconds is not None
     return seconds
 

@@ -9,7 +9,7 @@ import pytest
 
 from sftplan.cost.comm import all_reduce_s, link_bytes_per_s
 from sftplan.cost.passes import Passes
-from sftplan.cost.time import step_time, time_of
+from sftplan.cost.time import time_of
 from sftplan.facts.catalogue import builtin
 from sftplan.facts.profiles import load_hardware
 from sftplan.facts.strategy import Attention, Checkpointing, Loss, Offload, Precision, Strategy
@@ -40,7 +40,7 @@ def timed(
     targets = rows * 700 if strategy.loss is not Loss.FULL else 0
     batch = Batch(rows=rows, length=1024, num_targets=targets, documents=documents)
     tape = steady(few or model, replace(strategy, zero=0, offload=Offload.NONE), batch)
-    return step_time(tape, times, strategy, None, model, hardware)
+    return time_of(Passes(tape, times), strategy, model, hardware)
 
 
 def seconds(strategy: Strategy, hardware: Hardware = H200) -> float:
@@ -111,8 +111,8 @@ def test_the_second_of_two_simulated_steps_is_the_steady_one() -> None:
     model = builtin("gpt2")
     strategy = replace(PLAIN, micro_batch=2)
     batch = Batch(rows=2, length=1024, num_targets=0)
-    two = step_time(simulate(model, strategy, batch), {}, strategy, None, model, H200)
-    one = step_time(steady(model, strategy, batch), {}, strategy, None, model, H200)
+    two = time_of(Passes(simulate(model, strategy, batch), {}), strategy, model, H200)
+    one = time_of(Passes(steady(model, strategy, batch), {}), strategy, model, H200)
     assert two.step_s == pytest.approx(one.step_s)
 
 
@@ -182,5 +182,5 @@ def test_passes_read_once_serve_every_gpu_as_if_read_for_it() -> None:
     for name in ("h200-sxm", "a100-80gb-sxm", "t4", "h200-sxm"):
         for strategy in (PLAIN, replace(PLAIN, accumulation=4, attention_dropout=0.0)):
             hardware = load_hardware(name)
-            anew = step_time(tape, times, strategy, None, model, hardware)
+            anew = time_of(Passes(tape, times), strategy, model, hardware)
             assert time_of(passes, strategy, model, hardware) == anew
