@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import distributed
+from torch.overrides import TorchFunctionMode
 
 from sftplan.errors import NotReadyError, UsageError
 from sftplan.facts.catalogue import entries
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 LOW_WEIGHTS = (Precision.BF16_MASTER, Precision.BF16_TRUE)
 AUTOCAST = {Precision.FP16_MIXED: torch.float16, Precision.BF16_MIXED: torch.bfloat16}
 ATTENTION_DROPOUTS = ("attn_pdrop", "attention_dropout")
+# What draws: of torch.nn.init those that ask a mode themselves, under the rest the tensor's own methods.
+DRAWING = (
+    torch.nn.init.normal_, torch.nn.init.uniform_, torch.nn.init.kaiming_uniform_,
+    torch.Tensor.normal_, torch.Tensor.uniform_,
+)  # fmt: skip
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 
 
@@ -100,17 +106,18 @@ def build_model(
     device: torch.device,
     weights: str | None = None,
     seed: int = 0,
+    drawn_on: torch.device | None = None,
 ) -> Any:
     """The model on the device in training mode, with `weights` from a folder or drawn at random.
 
-    On "meta" it has shapes alone.
+    On "meta" it has shapes alone. `drawn_on` is the device of the random numbers, if another.
     """
     from transformers import AutoModelForCausalLM
 
     dtype = weight_dtype(precision)
     torch.manual_seed(seed)
     if weights is None or device.type == "meta":
-        with device:
+        with device, _DrawnOn(drawn_on or device):
             model = AutoModelForCausalLM.from_config(
                 config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
             )
@@ -126,6 +133,31 @@ def build_model(
             ).to(device)
     model.config.use_cache = False
     return model.train()
+
+
+class _DrawnOn(TorchFunctionMode):
+    """Random numbers for the host's tensors from another device: a GPU draws billions in no time.
+
+    A processor draws 40 million a second, minutes for a model that is only there to be measured; and
+    what stage 3 begins with is what the other stages do.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.device = device
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        named = dict(kwargs or {})
+        if function not in DRAWING:
+            return function(*args, **named)
+        tensor, *others = args or (named.pop("tensor"),)
+        if tensor.is_meta or tensor.device == self.device:
+            return function(tensor, *others, **named)
+        drawn = torch.empty_like(tensor, device=self.device)
+        with torch.no_grad():
+            return tensor.copy_(function(drawn, *others, **named))
 
 
 def place_to_build(zero: int, device: torch.device, world_size: int) -> torch.device:

@@ -79,7 +79,7 @@ def build_stepper(
     sharded = uses_deepspeed(strategy)
     model = build_model(
         config, precision=strategy.precision, attention=kernel.name, weights=weights,
-        device=place_to_build(strategy.zero, device, world_size), seed=settings.seed,
+        device=place_to_build(strategy.zero, device, world_size), seed=settings.seed, drawn_on=device,
     )  # fmt: skip
     prepare_blocks(model, checkpointing=strategy.checkpointing, compiled=strategy.compile)
     response, chunk = loss_functions(compiled=strategy.compile)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 SEED = 0
 DISTINCT_STEPS = 2  # worth of rows that are made up; later steps take them again in another order
+SPARE = 1.1  # times the examples that should fill them: drawn ones may turn out short
 
 
 def made_up_batches(plan: Plan, *, num_steps: int, world_size: int) -> Batches:
@@ -49,7 +50,8 @@ def made_up_batches(plan: Plan, *, num_steps: int, world_size: int) -> Batches:
         if strategy.packing:
             room = work.seq_len * lengths.packed_fill_fraction
             examples_per_row = max(1.0, room / lengths.total_mean_tokens)
-        totals = drawn_lengths(lengths, math.ceil(rows * examples_per_row), longest=work.seq_len)
+        count = math.ceil(rows * examples_per_row * SPARE)
+        totals = drawn_lengths(lengths, count, longest=work.seq_len)
         share = lengths.response_mean_tokens / lengths.total_mean_tokens
     found = batches(
         made_up_examples(totals, share, plan.inputs.model.vocab_size),
@@ -57,7 +59,18 @@ def made_up_batches(plan: Plan, *, num_steps: int, world_size: int) -> Batches:
         train_on_prompt=work.train_on_prompt,
         least_targets=full_batch(strategy_of(plan.strategy), workload_of(plan)).num_targets,
     )  # fmt: skip
+    found = first_rows(found, rows)
     return replace(found, epochs=math.ceil(num_steps / found.steps_per_epoch))
+
+
+def first_rows(found: Batches, count: int) -> Batches:
+    """No more rows than these, so that the last step is as full as a run's other steps."""
+    return replace(
+        found,
+        rows=found.rows[:count],
+        row_targets=found.row_targets[:count],
+        row_tokens=found.row_tokens[:count],
+    )
 
 
 def drawn_lengths(lengths: LengthStatistics, count: int, *, longest: int) -> list[int]:

@@ -18,6 +18,11 @@ import torch
 import torch.nn.functional as F
 from h200_blocks import block_counts, block_rows, list_rows
 from h200_timing import AMP, DEVICE, TINY, host, wait
+from torch.nn.attention.varlen import varlen_attn
+
+from sftplan.facts.strategy import Checkpointing
+from sftplan.train.attention import _options
+from sftplan.train.checkpointing import checkpointed
 
 
 def tensors(dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -102,6 +107,8 @@ def backward_rows() -> Iterator[tuple[str, str, float]]:
     ):
         t = tensors(dtype)
         b, w = t["b"], t["w"]
+        t["rows"] = torch.randn(8, 2, 32, device=DEVICE, dtype=dtype).requires_grad_()
+        ends = torch.tensor([0, 8], device=DEVICE, dtype=torch.int32)
         gains = [
             torch.ones(64, device=DEVICE, dtype=dtype, requires_grad=True) for _ in range(length)
         ]
@@ -117,9 +124,10 @@ def backward_rows() -> Iterator[tuple[str, str, float]]:
             "gelu tanh": ("x", lambda h, i: F.gelu(h, approximate="tanh")), "silu": ("x", lambda h, i: F.silu(h)), "dropout": ("x", lambda h, i: F.dropout(h, 0.1)),
             "view": ("x", lambda h, i: h.view(8, 64).view(1, 8, 64)), "transpose": ("x", lambda h, i: h.transpose(1, 2).transpose(1, 2)),
             "sdpa": ("q", lambda h, i: F.scaled_dot_product_attention(h, h, h, is_causal=True)),
+            "varlen": ("rows", lambda h, i: varlen_attn(h, h, h, ends, ends, 8, 8, **_options(None, None))),
         }  # fmt: skip
         for op, (source, link) in chains.items():
-            if name == "fp32" and op == "sdpa":
+            if (name == "fp32" and op == "sdpa") or (op == "varlen" and name != "bf16"):
                 continue
             readings, forward = [], []
             for _ in range(3 if TINY else 20):
@@ -142,13 +150,55 @@ def backward_rows() -> Iterator[tuple[str, str, float]]:
             yield f"forward per link {name}", op, statistics.median(forward)
 
 
+def checkpoint_rows() -> Iterator[tuple[str, str, float]]:
+    """A checkpointed call: seconds of its own, and of each operation in it, forward and backward.
+
+    Chains of a few and of many operations of a kind that a selective policy computes again, or keeps
+    ("linear"): the slope is an operation, the rest the call.
+    """
+    few, many, repeats = (2, 4, 3) if TINY else (10, 50, 30)
+    for what in ("add", "linear"):
+        x = torch.randn(8, 64, device=DEVICE, dtype=torch.bfloat16, requires_grad=True)
+        w = torch.randn(64, 64, device=DEVICE, dtype=torch.bfloat16).mul(0.1).requires_grad_()
+        for kind in Checkpointing:
+            found: dict[str, list[float]] = {}
+            for length in (few, many):
+
+                def chain(
+                    h: torch.Tensor, what: str = what, n: int = length, w: torch.Tensor = w
+                ) -> torch.Tensor:
+                    for _ in range(n):
+                        h = h + 1.0 if what == "add" else F.linear(h, w)
+                    return h
+
+                run, readings = checkpointed(chain, kind), []
+                for _ in range(repeats):
+                    wait()
+                    start = time.perf_counter()
+                    h = run(x)
+                    middle = time.perf_counter()
+                    up = torch.ones_like(h)
+                    wait()
+                    began = time.perf_counter()
+                    h.backward(up)
+                    readings.append((middle - start, time.perf_counter() - began))
+                for phase, values in zip(
+                    ("forward", "backward"), zip(*readings, strict=True), strict=True
+                ):
+                    found.setdefault(phase, []).append(statistics.median(values))
+            for phase, (less, more) in found.items():
+                slope = (more - less) / (many - few)
+                yield f"{phase} {kind} checkpointing, an operation", what, slope
+                yield f"{phase} {kind} checkpointing, a call", what, less - few * slope
+
+
 def main() -> None:
     """Every table to one file."""
     start = time.time()
     with Path(sys.argv[1]).open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["group", "what", "seconds_or_count"])
-        every = (op_rows, backward_rows, block_rows, list_rows, block_counts)
+        every = (op_rows, backward_rows, checkpoint_rows, block_rows, list_rows, block_counts)
         for table in [t for t in every if t.__name__ in sys.argv] or every:
             try:
                 for row in table():

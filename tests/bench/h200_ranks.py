@@ -176,7 +176,12 @@ def curve(args: argparse.Namespace, deadline: Deadline) -> None:
     steps = 10 if args.tiny else 40
     with tempfile.TemporaryDirectory(prefix="sftplan-weights-") as weights:
         in_ranks("ranks_training", {"save": args.model, "weights": weights}, 1, limit_s=LIMIT_S)
-        more = {"weights": weights, "no_dropout": True, "learning_rate": args.rate}
+        more = {
+            "weights": weights,
+            "no_dropout": True,
+            "learning_rate": args.rate,
+            "warmup_steps": steps,
+        }
         alone = _training_case(args, micro_batch=8, style="uncompiled", accumulation=args.gpus)
         runs = {"one": _training(args, alone, 1, steps=steps, **more)}
         for zero in (0, 3, 2, 1):
@@ -209,7 +214,7 @@ def _training_case(args: argparse.Namespace, **knobs: Any) -> Case:
 def _training(args: argparse.Namespace, case: Case, gpus: int, *, steps: int, **more: Any) -> Any:
     asked = {
         "case": asdict(case), "steps": steps, "cpu": args.tiny, "no_dropout": False, "learning_rate": 1e-5,
-        "examples": 400 if args.tiny else 4000,
+        "warmup_steps": 1, "examples": 400 if args.tiny else 4000,
     }  # fmt: skip
     return lambda: in_ranks("ranks_training", asked | more, gpus, limit_s=LIMIT_S)[0]
 
@@ -236,7 +241,9 @@ def main() -> None:
     )
     parser.add_argument("--skip", type=int, default=0)
     parser.add_argument("--only")
-    parser.add_argument("--rate", type=float, default=2e-5, help="learning rate of --curve")
+    parser.add_argument(
+        "--rate", type=float, default=2e-5, help="learning rate that --curve warms up to"
+    )
     parser.add_argument("--model", default="gpt2-large", help="of --scaling and --curve")
     for mode in ("dry", "collectives", "scaling", "curve", "judge", "tiny"):
         parser.add_argument(f"--{mode}", action="store_true")

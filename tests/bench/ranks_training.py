@@ -25,7 +25,7 @@ from sftplan.facts.strategy import Attention
 from sftplan.verify.child import end_with_parent
 from sftplan.verify.request import result_file
 
-WARMUP = 6  # steps that no time is taken of
+UNTIMED = 6  # steps at the beginning
 WORDS = 997  # of a larger vocabulary; examples count through them
 
 
@@ -104,13 +104,14 @@ def trained(asked: dict[str, Any]) -> dict[str, Any]:
         for number, ready in zip(range(steps), source, strict=False):
             step = ready.step
             outcome = train_step(
-                stepper, ready.inputs, num_targets=step.num_targets, learning_rate=rate
-            )
+                stepper, ready.inputs, num_targets=step.num_targets,
+                learning_rate=rate * min(1.0, (number + 1) / asked["warmup_steps"]),
+            )  # fmt: skip
             readings.append(Reading(outcome.loss, outcome.grad_norm))
             if number:
                 readings[number - 1].values()
             tokens += step.num_tokens
-            if number == WARMUP - 1:
+            if number == UNTIMED - 1:
                 readings[number].values()
                 tokens, start = 0, time.perf_counter()
     losses = [reading.values() for reading in readings]
@@ -118,7 +119,7 @@ def trained(asked: dict[str, Any]) -> dict[str, Any]:
     cuda = device.type == "cuda"
     found = {
         "losses": [loss for loss, _ in losses], "grad_norms": [norm for _, norm in losses],
-        "tokens_per_s": tokens / seconds, "step_s": seconds / max(1, steps - WARMUP),
+        "tokens_per_s": tokens / seconds, "step_s": seconds / max(1, steps - UNTIMED),
         "device": torch.cuda.get_device_name(device) if cuda else "cpu",
         "reserved": torch.cuda.max_memory_reserved() if cuda else None,
     }  # fmt: skip
