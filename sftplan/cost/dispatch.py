@@ -16,10 +16,12 @@ MICRO = 1e-6
 FORWARD_US: dict[str, float] = {
     "add": 9.2, "mul": 10.0, "linear": 19.5, "layer_norm": 14.6, "gelu": 8.8, "silu": 8.8, "relu": 8.8,
     "tanh": 8.8, "sigmoid": 8.8, "dropout": 13.3, "view": 4.6, "transpose": 4.4, "split": 7.0,
-    "slice": 4.0, "attention": 26.3, "embedding": 12.6, "cast": 11.9, "pow": 8.4, "mean": 10.7,
+    "slice": 4.0, "attention": 26.3, "varlen": 148.0, "embedding": 12.6, "cast": 11.9, "pow": 8.4, "mean": 10.7,
     "rsqrt": 9.4, "cat": 10.8, "neg": 8.7, "softmax": 9.6, "clone": 14.0, "bmm": 26.0,
     "log_softmax": 12.0, "nll_loss": 9.0,
 }  # fmt: skip
+# varlen: a custom operator written in Python, its node too; 201 and 187 µs beside 36 and 66 of attention on a
+# host of 1.36 (2026-11-26).
 OTHER_US = 11.0  # an operation that was not measured by itself
 
 # What a block costs beyond its operations and kernels. Least absolute deviations over the forward and backward
@@ -32,6 +34,7 @@ FIXED_MODULES = (
     4  # of a block, beside linear layers, norms and dropouts: itself, attention, MLP, activation
 )
 NODE_S = 9e-6  # the engine's turn of a node of the backward pass
+VARLEN_NODE_S = 88e-6  # of varlen_attn's node, beyond it
 LAUNCH_S = 13e-6  # a kernel of the backward pass, with what it allocates
 CHECKPOINT_FORWARD_S = (
     0.80e-3  # a checkpointed call: the generator's state saved, hooks around kept tensors
@@ -39,6 +42,10 @@ CHECKPOINT_FORWARD_S = (
 CHECKPOINT_BACKWARD_S = (
     0.80e-3  # the state set and restored, tensors found again; operations not included
 )
+# Under a selective policy Python sees every operation below autograd, going forward and doing so again: a chain
+# of additions 18.5 µs each, one of linear layers (transposed view, product kept) 58, on that host of 1.36.
+SELECTIVE_OPERATION_S = 14e-6
+SELECTIVE_OPERATIONS = {"linear": 3}  # of one operation above it
 MODEL_FORWARD_S = 1.25e-3  # around the blocks: masks, positions, autocast, the loss's own lines
 
 # A compiled block, forward or backward: guards, the wrapper of its graph, its launches and nodes. From 12
@@ -46,6 +53,7 @@ MODEL_FORWARD_S = 1.25e-3  # around the blocks: masks, positions, autocast, the 
 # the host: 0.85 to 1.0 ms a call. Checkpointing is part of the graph and costs nothing of its own.
 COMPILED_CALL_S = 1.0e-3
 COMPILED = "compiled"
+MARKS = frozenset(("checkpoint", "selective", COMPILED))  # in a stretch's counts, no operations
 VIEWS = frozenset(("view", "transpose", "split", "slice"))  # launch nothing
 
 # Per parameter tensor: phases of the running loop of gpt2-large (436 tensors), foreach calls over 400 tensors.
@@ -72,9 +80,26 @@ def forward_s(hosts: Counter[str]) -> float:
             total += count * COMPILED_CALL_S
         elif name == "checkpoint":  # compiled, it is part of the block's graph
             total += 0.0 if hosts[COMPILED] else count * CHECKPOINT_FORWARD_S
-        elif not name.endswith("*"):
+        elif name not in MARKS and not name.endswith("*"):
             total += count * FORWARD_US.get(name, OTHER_US) * MICRO
-    return total + num_modules(hosts) * MODULE_CALL_S
+    return total + num_modules(hosts) * MODULE_CALL_S + selective_s(hosts)
+
+
+def selective_s(hosts: Counter[str]) -> float:
+    """What a selective policy's eyes on each operation cost; nothing where it is part of a graph.
+
+    >>> from collections import Counter
+    >>> round(1e6 * selective_s(Counter({"selective": 1, "add": 2, "linear": 1, "add*": 9})))
+    70
+    """
+    if not hosts["selective"] or hosts[COMPILED]:
+        return 0.0
+    seen = sum(
+        count * SELECTIVE_OPERATIONS.get(name, 1)
+        for name, count in hosts.items()
+        if name not in MARKS and not name.endswith("*")
+    )
+    return seen * SELECTIVE_OPERATION_S
 
 
 def compiled_s(hosts: Counter[str]) -> float:
@@ -116,6 +141,6 @@ def backward_s(hosts: Counter[str], kernels: int) -> float:
     if hosts[COMPILED + "*"]:
         return nodes * NODE_S + hosts[COMPILED + "*"] * COMPILED_CALL_S
     if again:
-        kernels = max(0, kernels - sum(c for name, c in again.items() if name not in VIEWS))
-    total = nodes * NODE_S + kernels * LAUNCH_S
+        kernels = max(0, kernels - sum(c for name, c in again.items() if name not in VIEWS | MARKS))
+    total = nodes * NODE_S + kernels * LAUNCH_S + hosts["varlen*"] * VARLEN_NODE_S
     return total + (forward_s(again) + CHECKPOINT_BACKWARD_S if again else 0.0)

@@ -191,6 +191,8 @@ class Tape:
         (create_selective_checkpoint_contexts).
         """
         self.host("checkpoint")
+        if selective:
+            self.host("selective")
         self._frame = Frame(function, (x.detach(),), selective=selective)
         try:
             return function(x)
@@ -216,6 +218,8 @@ class Tape:
 
     def _recompute(self, frame: Frame) -> None:
         frame.recomputed = {}
+        if frame.kept is not None:
+            self.host("selective")
         outer, self._recomputing = self._recomputing, frame
         kind, self.kind = self.kind, "activations"
         autocast, self.autocast = self.autocast, self.autocast_dtype is not None

@@ -22,11 +22,8 @@ if TYPE_CHECKING:
 LOW_WEIGHTS = (Precision.BF16_MASTER, Precision.BF16_TRUE)
 AUTOCAST = {Precision.FP16_MIXED: torch.float16, Precision.BF16_MIXED: torch.bfloat16}
 ATTENTION_DROPOUTS = ("attn_pdrop", "attention_dropout")
-# What draws: of torch.nn.init those that ask a mode themselves, under the rest the tensor's own methods.
-DRAWING = (
-    torch.nn.init.normal_, torch.nn.init.uniform_, torch.nn.init.kaiming_uniform_,
-    torch.Tensor.normal_, torch.Tensor.uniform_,
-)  # fmt: skip
+# What draws: functions of torch.nn.init, those that transformers puts in their place, a tensor's own methods.
+DRAWING = frozenset(("normal_", "uniform_", "kaiming_uniform_"))
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 
 
@@ -150,7 +147,7 @@ class _DrawnOn(TorchFunctionMode):
         self, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         named = dict(kwargs or {})
-        if function not in DRAWING:
+        if getattr(function, "__name__", "") not in DRAWING:
             return function(*args, **named)
         tensor, *others = args or (named.pop("tensor"),)
         if tensor.is_meta or tensor.device == self.device:

@@ -38,7 +38,9 @@ class Recorder:
             step(marked)
             return
         device = self.stepper.device
-        context = None if self.snapshot is None else "all"
+        # Lines of what is taken, not of what is freed: reading those loses the exception by which a
+        # checkpoint ends its recomputation ("returned NULL without setting an exception", torch 2.11).
+        context = None if self.snapshot is None else "alloc"
         self.stepper.release()  # a replay allocates nothing: record how its pool is filled
         base = self._base(device)
         first = _num_allocations(device)

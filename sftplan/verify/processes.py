@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 GRACE_S = 5.0  # for the others, once a rank has ended early
 POLL_S = 0.05
 LOG_LINES = 12  # of a process that died, in the message
+STOOD_LINES = 4  # of where one stood that hangs: its innermost calls
+STACK = "(most recent call first):\n"  # what faulthandler writes above each thread's
 ERRORS: dict[int, type[SftplanError]] = {
     int(kind.exit_code): kind
     for kind in (UsageError, DriftError, NotReadyError, MispredictedError, TrainingFailedError)
@@ -56,9 +58,12 @@ def run_processes(
         for rank in range(ranks):
             processes.append(_start(folder, rank, ranks, port, module))
         failed = _wait(processes, timeout_s)
+        if failed is None:
+            _raise_hanging(folder, processes, timeout_s)
     finally:
         for process in processes:
             _end(process)
+    assert failed is not None
     results = [_result(folder, rank) for rank in range(ranks)]
     _raise_errors(folder, failed, results)
     return [found for found in results if found is not None]
@@ -70,7 +75,7 @@ def _start(folder: Path, rank: int, ranks: int, port: int, module: str) -> subpr
     with log_file(folder, rank).open("wb") as log:
         return subprocess.Popen(
             [sys.executable, "-m", module, str(folder.resolve())],
-            env=os.environ | place,
+            env=os.environ | place | {"PYTHONFAULTHANDLER": "1"},
             stdin=subprocess.PIPE,  # ends when we do
             stdout=log,
             stderr=log,
@@ -78,10 +83,10 @@ def _start(folder: Path, rank: int, ranks: int, port: int, module: str) -> subpr
         )
 
 
-def _wait(processes: Processes, timeout_s: float) -> dict[int, int]:
+def _wait(processes: Processes, timeout_s: float) -> dict[int, int] | None:
     """Until all have ended, or one has failed and the others have had a grace period.
 
-    Ranks that ended by themselves with another code than 0, and that code.
+    Ranks that ended by themselves with another code than 0, and that code; None when time is up.
     """
     deadline = time.monotonic() + timeout_s
     failed: dict[int, int] = {}
@@ -90,12 +95,29 @@ def _wait(processes: Processes, timeout_s: float) -> dict[int, int]:
             failed = {rank: code for rank, code in enumerate(codes) if code}
             deadline = min(deadline, time.monotonic() + GRACE_S)
         if time.monotonic() > deadline:
-            if failed:
-                return failed
-            message = f"the dry run has not ended in {timeout_s:,.0f} s"
-            raise TrainingFailedError(message, "fewer `--steps`, or a smaller `--accumulation`")
+            return failed or None
         time.sleep(POLL_S)
     return failed or {rank: code for rank, code in enumerate(codes) if code}
+
+
+def _raise_hanging(folder: Path, processes: Processes, timeout_s: float) -> None:
+    """Time is up: whoever still runs writes down where it stands (SIGABRT, faulthandler) and ends."""
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGABRT)
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_S)
+    stood = [f"rank {rank}:\n{_stood(folder, rank)}" for rank in range(len(processes))]
+    message = f"the dry run has not ended in {timeout_s:,.0f} s; it stood at\n" + "\n".join(stood)
+    raise TrainingFailedError(message, "fewer `--steps`, or a smaller `--accumulation`")
+
+
+def _stood(folder: Path, rank: int) -> str:
+    """The innermost calls of the main thread, which faulthandler writes last."""
+    text = log_file(folder, rank).read_text(encoding="utf-8", errors="replace")
+    lines = text.rpartition(STACK)[2].splitlines() if STACK in text else ["  it does not say"]
+    return "\n".join(lines[:STOOD_LINES])
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sftplan.cost.comm import all_reduce_s, link_bytes_per_s
+from sftplan.cost.dispatch import FORWARD_US, MICRO, SELECTIVE_OPERATION_S, VARLEN_NODE_S
 from sftplan.cost.passes import Passes
 from sftplan.cost.time import time_of
 from sftplan.facts.catalogue import builtin
@@ -137,6 +138,27 @@ def test_a_slow_host_slows_small_batches_only() -> None:
     small = replace(PLAIN, micro_batch=1)
     assert seconds(small, slow) > 1.2 * seconds(small)
     assert seconds(PLAIN, slow) < 1.02 * seconds(PLAIN)
+
+
+def test_the_host_pays_for_operators_in_python_and_for_a_selective_policy() -> None:
+    """One row of a wide host's share: what runs on the GPU is next to nothing."""
+    fast = replace(H200, rates=replace(H200.rates, hbm_fraction=1e3, matmul_fraction=1e3))
+
+    def step_s(checkpointing: Checkpointing, attention: Attention = Attention.SDPA) -> float:
+        strategy = Strategy(
+            micro_batch=1, precision=Precision.BF16_TRUE, checkpointing=checkpointing, attention=attention
+        )  # fmt: skip
+        documents = (512, 512) if attention is Attention.VARLEN else ()
+        return timed(strategy, hardware=fast, documents=documents).step_s or 0.0
+
+    layers = builtin("gpt2-large").num_layers
+    plain, varlen = (
+        step_s(Checkpointing.FULL, each) for each in (Attention.SDPA, Attention.VARLEN)
+    )
+    twice = 2 * (FORWARD_US["varlen"] - FORWARD_US["attention"]) * MICRO  # forward and again
+    assert varlen - plain == pytest.approx(layers * (twice + VARLEN_NODE_S), rel=0.1)
+    seen = 2 * layers * 20 * SELECTIVE_OPERATION_S  # 20 operations of a block, forward and again
+    assert step_s(Checkpointing.SELECTIVE) - plain > seen
 
 
 def test_every_profile_has_a_time() -> None:

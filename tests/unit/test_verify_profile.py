@@ -108,6 +108,18 @@ def test_rows_follow_the_lengths_of_the_data(demo: Plan, packing: bool) -> None:
     assert found.row_len == (DEMO_SEQ_LEN if packing else 256)  # 200 up to a multiple of 64
 
 
+def test_every_step_is_as_full_as_the_data_makes_them(demo: Plan) -> None:
+    work = replace(demo.inputs.workload, lengths=lengths())
+    strategy = replace(demo.strategy, packing=True)
+    plan = replace(demo, inputs=replace(demo.inputs, workload=work), strategy=strategy)
+    found = made_up_batches(plan, num_steps=4, world_size=2)
+    tokens = [step.num_tokens for step in found.steps()]
+
+    assert len(tokens) >= 4
+    assert len(found.rows) == found.steps_per_epoch * found.sharing.rows_per_step
+    assert min(tokens) > 0.85 * found.sharing.rows_per_step * DEMO_SEQ_LEN
+
+
 def test_drawn_lengths_stay_in_the_bins_and_below_the_sequence() -> None:
     drawn = drawn_lengths(lengths(), 500, longest=120)
 
@@ -281,8 +293,9 @@ def test_a_rank_that_dies_is_named_with_its_last_words(fake: Path) -> None:
 
 def test_a_dry_run_that_hangs_is_ended(fake: Path) -> None:
     tell(fake, "sleep")
-    with pytest.raises(TrainingFailedError, match="not ended in"):
-        run_processes(fake, 1, module="fake_child", timeout_s=2)
+    said = r'not ended in 4 s; it stood at\nrank 0:\n  File ".*fake_child.py", line \d+ in <module>'
+    with pytest.raises(TrainingFailedError, match=said):
+        run_processes(fake, 1, module="fake_child", timeout_s=4)
     wait_until_gone(pids(fake))
 
 

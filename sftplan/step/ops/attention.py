@@ -85,7 +85,8 @@ def flash_attention(
     for whole rows: its result is laid out as q is.
     """
     q, k, v = tape.low(q), tape.low(k), tape.low(v)
-    node = tape.node("attention", (q, k, v), _flash_backward, (q, k, v))
+    name = "varlen" if documents else "attention"
+    node = tape.node(name, (q, k, v), _flash_backward, (q, k, v))
     batch, heads, length, _ = q.shape
     out = tape.recall()
     if out is None:

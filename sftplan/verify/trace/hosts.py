@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 NAMES = {
     "linear": "linear", "addmm": "linear", "layer_norm": "layer_norm", "rms_norm": "layer_norm",
     "native_dropout": "dropout", "embedding": "embedding", "cross_entropy": "log_softmax",
-    "scaled_dot_product_attention": "attention", "varlen_attn": "attention",
+    "scaled_dot_product_attention": "attention", "varlen_attn": "varlen",
     "matmul": "bmm", "bmm": "bmm", "baddbmm": "bmm", "__matmul__": "bmm", "einsum": "bmm",
     "view": "view", "reshape": "view", "unsqueeze": "view", "squeeze": "view", "flatten": "view",
     "unflatten": "view", "expand": "view", "view_as": "view", "expand_as": "view",
