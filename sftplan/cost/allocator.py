@@ -7,91 +7,21 @@ the stream that it was taken on: each stream has pools of its own.
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import insort
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sftplan.units import MIB
+from sftplan.cost.blocks import (
+    SMALL_BYTES,
+    Block,
+    Pool,
+    has_room,
+    round_size,
+    segment_size,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-MIN_BLOCK_BYTES = 512  # kMinBlockSize
-SMALL_BYTES = 1 * MIB  # kSmallSize: up to here the small pool
-SMALL_SEGMENT_BYTES = 2 * MIB  # kSmallBuffer
-LARGE_SEGMENT_BYTES = 20 * MIB  # kLargeBuffer: a segment for requests under kMinLargeAlloc
-MIN_LARGE_BYTES = 10 * MIB  # kMinLargeAlloc: from here a segment of its own
-ROUND_LARGE_BYTES = 2 * MIB  # kRoundLarge
-
-_ADDRESS_BITS = 48
-
-
-class _Block:
-    __slots__ = ("address", "free", "next", "pool", "previous", "size")
-
-    def __init__(self, address: int, size: int, pool: _Pool) -> None:
-        self.address = address
-        self.size = size
-        self.pool = pool
-        self.free = False
-        self.previous: _Block | None = None
-        self.next: _Block | None = None
-
-
-class _Pool:
-    """Free blocks by size and address; `tail` is the end of an expandable segment."""
-
-    __slots__ = ("blocks", "keys", "small", "split_above", "tail", "unit")
-
-    def __init__(self, *, small: bool, expandable: bool) -> None:
-        self.small = small
-        self.keys: list[int] = []
-        self.blocks: dict[int, _Block] = {}
-        self.tail: _Block | None = None
-        self.unit = SMALL_SEGMENT_BYTES if small else LARGE_SEGMENT_BYTES
-        self.split_above = MIN_BLOCK_BYTES - 1 if small or expandable else SMALL_BYTES
-
-    def add(self, block: _Block) -> None:
-        key = block.size << _ADDRESS_BITS | block.address
-        insort(self.keys, key)
-        self.blocks[key] = block
-
-    def remove(self, block: _Block) -> None:
-        key = block.size << _ADDRESS_BITS | block.address
-        del self.keys[bisect_left(self.keys, key)]
-        del self.blocks[key]
-
-    def best_fit(self, size: int, *, expandable: bool) -> _Block | None:
-        """The smallest free block that holds `size`; an expandable tail only where nothing else does."""
-        position = bisect_left(self.keys, size << _ADDRESS_BITS)
-        if position == len(self.keys):
-            return None
-        block = self.blocks[self.keys[position]]
-        if expandable and block is self.tail and position + 1 < len(self.keys):
-            return self.blocks[self.keys[position + 1]]
-        return block
-
-
-def round_size(num_bytes: int) -> int:
-    """A request in whole 512-byte units.
-
-    >>> round_size(1), round_size(512), round_size(2561)
-    (512, 512, 3072)
-    """
-    return max(MIN_BLOCK_BYTES, -(-num_bytes // MIN_BLOCK_BYTES) * MIN_BLOCK_BYTES)
-
-
-def segment_size(size: int) -> int:
-    """What is asked of the driver for a block of `size` when nothing cached fits.
-
-    >>> [segment_size(n * MIB) // MIB for n in (1, 2, 9, 10, 25)]
-    [2, 20, 20, 10, 26]
-    """
-    if size <= SMALL_BYTES:
-        return SMALL_SEGMENT_BYTES
-    if size < MIN_LARGE_BYTES:
-        return LARGE_SEGMENT_BYTES
-    return -(-size // ROUND_LARGE_BYTES) * ROUND_LARGE_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +38,9 @@ class CachingAllocator:
 
     def __init__(self, *, expandable: bool) -> None:
         self.expandable = expandable
-        self.small = _Pool(small=True, expandable=expandable)
-        self.large = _Pool(small=False, expandable=expandable)
-        self.live: dict[int, _Block] = {}
+        self.small = Pool(small=True, expandable=expandable)
+        self.large = Pool(small=False, expandable=expandable)
+        self.live: dict[int, Block] = {}
         self.allocated_bytes = 0
         self.reserved_bytes = 0
         self._next_address = 0
@@ -157,8 +87,8 @@ class CachingAllocator:
         pool.add(block)
         return size
 
-    def _split(self, block: _Block, size: int) -> None:
-        rest = _Block(block.address + size, block.size - size, block.pool)
+    def _split(self, block: Block, size: int) -> None:
+        rest = Block(block.address + size, block.size - size, block.pool)
         rest.free = True
         rest.previous, rest.next = block, block.next
         if block.next is not None:
@@ -169,14 +99,55 @@ class CachingAllocator:
             block.pool.tail = rest
         block.pool.add(rest)
 
-    def _segment(self, pool: _Pool, size: int) -> _Block:
-        block = _Block(self._next_address, segment_size(size), pool)
+    def _segment(self, pool: Pool, size: int) -> Block:
+        block = Block(self._next_address, segment_size(size), pool)
         self._next_address += block.size
         self.reserved_bytes += block.size
         return block
 
-    def _grow(self, pool: _Pool, size: int) -> _Block:
-        """Map whole pages behind the end of the pool's only segment."""
+    def release(self) -> None:
+        """Give back what is free: whole segments, or whole pages of an expandable one. Once, before the steps.
+
+        torch.cuda.empty_cache
+        """
+        for pool in (self.small, self.large):
+            for block in list(pool.blocks.values()):
+                if self.expandable:
+                    self._unmap(pool, block)
+                elif block.previous is None and block.next is None:
+                    pool.remove(block)
+                    self.reserved_bytes -= block.size
+
+    def _unmap(self, pool: Pool, block: Block) -> None:
+        start = -(-block.address // pool.unit) * pool.unit
+        stop = (block.address + block.size) // pool.unit * pool.unit
+        if stop <= start:
+            return
+        self.reserved_bytes -= stop - start
+        pool.remove(block)
+        if start > block.address:
+            self._split(block, start - block.address)  # puts the rest among the free ones
+            pool.add(block)
+            assert block.next is not None
+            block = block.next
+            pool.remove(block)
+        if stop < block.address + block.size:
+            self._split(block, stop - block.address)
+        if block is pool.tail:
+            pool.tail = block.previous
+            if block.previous is not None:
+                block.previous.next = None
+            return
+        block.free = block.mapped = False
+        insort(pool.unmapped, block, key=lambda each: each.address)
+
+    def _grow(self, pool: Pool, size: int) -> Block:
+        """Map whole pages at the lowest addresses with room, else behind the end of the pool's only segment."""
+        for gap in pool.unmapped:
+            before = gap.previous
+            first = before if before is not None and before.free else gap
+            if has_room(first, size):
+                return self._map(pool, first, size)
         tail = pool.tail
         have = tail.size if tail is not None and tail.free else 0
         added = -(-(size - have) // pool.unit) * pool.unit
@@ -185,12 +156,53 @@ class CachingAllocator:
             pool.remove(tail)
             tail.size += added
             return tail
-        block = _Block(0 if tail is None else tail.address + tail.size, added, pool)
+        block = Block(0 if tail is None else tail.address + tail.size, added, pool)
         block.previous = tail
         if tail is not None:
             tail.next = block
         pool.tail = block
         return block
+
+    def _map(self, pool: Pool, block: Block, size: int) -> Block:
+        """A block of at least `size` from one that is free or without memory, and what follows it."""
+        if block.mapped:
+            pool.remove(block)
+        else:
+            self._fill(pool, block, size)
+        while block.size < size:
+            after = block.next
+            if after is None:  # the end: as far as it takes
+                added = -(-(size - block.size) // pool.unit) * pool.unit
+                block.size += added
+                self.reserved_bytes += added
+                break
+            if after.mapped:
+                pool.remove(after)
+            else:
+                self._fill(pool, after, size - block.size)
+            block.size += after.size
+            block.next = after.next
+            if after.next is not None:
+                after.next.previous = block
+            if pool.tail is after:
+                pool.tail = block
+        return block
+
+    def _fill(self, pool: Pool, gap: Block, size: int) -> None:
+        """Memory for the first pages of a gap."""
+        mapped = min(gap.size, -(-size // pool.unit) * pool.unit)
+        pool.unmapped.remove(gap)
+        if mapped < gap.size:
+            rest = Block(gap.address + mapped, gap.size - mapped, pool)
+            rest.mapped = False
+            rest.previous, rest.next = gap, gap.next
+            if gap.next is not None:
+                gap.next.previous = rest
+            gap.next = rest
+            gap.size = mapped
+            insort(pool.unmapped, rest, key=lambda each: each.address)
+        gap.mapped = True
+        self.reserved_bytes += mapped
 
 
 def replay(
@@ -199,16 +211,21 @@ def replay(
     *,
     expandable: bool,
     streams: Sequence[str] | None = None,
+    emptied_at: int | None = None,
 ) -> Replay:
     """Run a tape's events through the allocator: n is the birth of storage n, ~n its death.
 
-    `streams` names for each storage the stream that takes it; without, all are on one.
+    `streams` names for each storage the stream that takes it; without, all are on one. Before event
+    `emptied_at` the cache is emptied.
     """
     names = set(streams or ("",))
     pools = {name: CachingAllocator(expandable=expandable) for name in names}
     of = [pools[name] for name in streams or [""] * len(sizes)]
     allocated = peak_allocated = peak_event = 0
     for position, event in enumerate(events):
+        if position == emptied_at:
+            for allocator in pools.values():
+                allocator.release()
         if event >= 0:
             if sizes[event]:
                 allocated += of[event].malloc(event, sizes[event])

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from sftplan.cost.allocator import replay, round_size
+from sftplan.cost.allocator import replay
+from sftplan.cost.blocks import round_size
 from sftplan.step.tape import ASIDE
 
 if TYPE_CHECKING:
@@ -36,7 +37,10 @@ def exact_peaks(events: Events, *, expandable: bool, captured: bool = False) -> 
     """
     named = {kind: kind.partition(ASIDE) for kind in set(events.kinds)}
     streams = _own_pool(events) if captured else [named[kind][2] for kind in events.kinds]
-    result = replay(events.events, events.sizes, expandable=expandable, streams=streams)
+    begins = next((at for at, label in events.marks if label.startswith("forward")), None)
+    result = replay(
+        events.events, events.sizes, expandable=expandable, streams=streams, emptied_at=begins
+    )
     kinds: Counter[str] = Counter()
     for event in events.events[: result.peak_event + 1]:
         index = event if event >= 0 else ~event

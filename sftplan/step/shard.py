@@ -6,7 +6,6 @@ and whole and reduce gradients through a bucket; stage 3 keeps a share of each l
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sftplan.facts.buckets import (
@@ -14,111 +13,20 @@ from sftplan.facts.buckets import (
     REDUCE_BUCKET_ELEMENTS,
     SUB_GROUP_ELEMENTS,
     live_elements,
-    overlaps,
 )
-from sftplan.facts.params import num_parameters
-from sftplan.facts.strategy import Offload, Precision
+from sftplan.step.sharding import Sharding, share, sub_groups
 from sftplan.step.tape import ASIDE
 from sftplan.step.tensor import DType, Storage, Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sftplan.facts.model import ModelShape
-    from sftplan.facts.strategy import Strategy
     from sftplan.step.forward import Weights
     from sftplan.step.tape import Tape
 
 REDUCING = f"{ASIDE}reduce"  # reduction_stream; stage3.py, reduce_and_partition_stream
 GATHERING = f"{ASIDE}gather"  # parameter_offload.py, __allgather_stream
 NORM_BYTES = 8  # DeepSpeed squares and sums gradients in fp64 (runtime/utils.py, get_norm_dtype)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sharding:
-    """Over how many ranks what is shared, and what is kept on the host."""
-
-    stage: int
-    ranks: int
-    offloads_optimizer: bool
-    offloads_weights: bool
-
-    @property
-    def overlaps(self) -> bool:
-        """Whether gradients are reduced on a stream of their own while the backward pass goes on."""
-        return overlaps(self.stage, self.ranks, offloads=self.offloads_optimizer)
-
-    @property
-    def num_buckets(self) -> int:
-        """Gradients go through one bucket, or two in turn where reducing overlaps with the backward pass.
-
-        stage_1_and_2.py, setup_buckets; stage 3 has one however it reduces.
-        """
-        return 2 if self.stage < 3 and self.overlaps else 1
-
-    @property
-    def uses_deepspeed(self) -> bool:
-        """Whether the step runs under DeepSpeed: otherwise plain PyTorch, or its data parallelism."""
-        return self.stage > 0 or self.offloads_optimizer
-
-
-def sharding_of(strategy: Strategy, num_gpus: int) -> Sharding:
-    """The sharding that a strategy asks for."""
-    everything = strategy.offload in (Offload.ALL, Offload.NVME)
-    return Sharding(
-        stage=strategy.zero,
-        ranks=num_gpus,
-        offloads_optimizer=strategy.offload is not Offload.NONE,
-        offloads_weights=everything,
-    )
-
-
-def share(elements: int, ranks: int) -> int:
-    """One rank's part, rounded up.
-
-    >>> share(774_030_080, 8)
-    96753760
-    """
-    return -(-elements // ranks)
-
-
-def sharding_saves_bytes(model: ModelShape, strategy: Strategy, ranks: int) -> int:
-    """What sharding surely takes off a rank: optimizer states, and from stage 3 on weights.
-
-    Gradients are left out: at the peak they may not be there. 12·P·(1 − 1/N) under bf16-master.
-
-    >>> from sftplan.facts.catalogue import builtin
-    >>> from sftplan.facts.strategy import Precision, Strategy
-    >>> two = Strategy(precision=Precision.BF16_MASTER, zero=2)
-    >>> sharding_saves_bytes(builtin("gpt2-large"), two, 8)  # 12 · 774030080 · 7/8 - two buckets
-    7927315840
-    """
-    count = num_parameters(model)
-    low = strategy.precision in (Precision.BF16_MASTER, Precision.BF16_TRUE)
-    size = DType.BF16.size if low else DType.FP32.size
-    states = 3 if strategy.precision is Precision.BF16_MASTER else 2
-    own = size if strategy.precision is Precision.BF16_TRUE else DType.FP32.size
-    saved = states * own * count - 3 * DType.FP32.size * share(count, ranks)
-    if strategy.zero == 3:
-        saved += size * (count - share(count, ranks))
-    return saved - sharding_of(strategy, ranks).num_buckets * REDUCE_BUCKET_ELEMENTS * size
-
-
-def largest_sub_group(numels: Sequence[int], limit: int) -> int:
-    """Elements of the largest group that stage 3 updates at once: weights until `limit` is reached.
-
-    stage3.py, _create_fp16_sub_groups.
-
-    >>> largest_sub_group([60, 30, 20, 50, 40], 100)
-    110
-    """
-    largest = room = 0
-    for numel in numels:
-        room += numel
-        largest = max(largest, room)
-        if room >= limit:
-            room = 0
-    return largest
 
 
 class Shards:
@@ -128,10 +36,11 @@ class Shards:
     """
 
     def __init__(
-        self, tape: Tape, weights: Weights, sharding: Sharding, numels: Sequence[int]
+        self, tape: Tape, weights: Weights, sharding: Sharding, groups: Sequence[Sequence[int]]
     ) -> None:
         self.tape = tape
-        self.numels = numels
+        self.groups = groups
+        self.numels = numels = [numel for group in groups for numel in group]
         self.elements = sum(numels)
         self.weights = weights
         self.sharding = sharding
@@ -150,33 +59,49 @@ class Shards:
         return counts
 
     def prepare(self) -> None:
-        """Flatten the weights, or cut them up; set up master weights and persistent buffers.
+        """Flatten the weights, or cut them up; set up master weights and persistent buffers."""
+        if self.sharding.stage == 3:
+            self._cut()
+            self._hold(REDUCE_BUCKET_ELEMENTS * self.size, "communication")
+            return
+        self._flatten()
+        if self.sharding.offloads_optimizer:  # temp_grad_buffer_for_gpu_offload
+            self._hold(max(self.numels) * self.size, "communication")
 
-        Stage 3 cuts them one by one: each is here whole for that long (partition_parameters.py,
-        _convert_to_zero_parameters).
+    def _flatten(self) -> None:
+        """Group by group beside the weights, which then go; masters are of a copy of the rank's share.
+
+        stage_1_and_2.py, flatten_on_accelerator: there is room, as training needs more.
         """
-        stage, ranks = self.sharding.stage, self.sharding.ranks
-        if stage == 3:
-            for layer, weight in self.weights.ordered:
-                self.tape.enter(layer)
-                self.tape.scratch(weight.numel * self.size)
+        self.tape.enter(None)
+        for vectors, group in enumerate(self.groups):
+            flat = self.tape.storage(sum(group) * self.size, "weights")
+            for _, weight in self.weights.ordered:
+                if (len(weight.shape) <= 1) == bool(vectors):
+                    weight.storage = flat
+            mine = share(sum(group), self.sharding.ranks)
+            copy = self.tape.storage(mine * self.size, "temporary")
+            if not self.sharding.offloads_optimizer:
+                self._hold(mine * DType.FP32.size, "optimizer")
+            del copy
+
+    def _cut(self) -> None:
+        """One by one: each is here whole for that long (partition_parameters.py, _convert_to_zero_parameters)."""
+        ranks = self.sharding.ranks
+        for layer, weight in self.weights.ordered:
+            self.tape.enter(layer)
+            self.tape.scratch(weight.numel * self.size)
         for layer, elements in self.layer_elements().items():
             self.tape.enter(layer)
-            held = share(elements, ranks) if stage == 3 else elements
-            on_gpu = not (stage == 3 and self.sharding.offloads_weights)
-            flat = self.tape.storage(held * self.size if on_gpu else 0, "weights")
+            held = 0 if self.sharding.offloads_weights else share(elements, ranks)
+            flat = self.tape.storage(held * self.size, "weights")
             for owner, weight in self.weights.ordered:
                 if owner == layer:
                     weight.storage = flat
             if not self.sharding.offloads_optimizer:
                 self._hold(share(elements, ranks) * DType.FP32.size, "optimizer")
-                if stage == 3:
-                    self._hold(share(elements, ranks) * self.size, "gradients")
+                self._hold(share(elements, ranks) * self.size, "gradients")
         self.tape.enter(None)
-        if stage == 3:
-            self._hold(REDUCE_BUCKET_ELEMENTS * self.size, "communication")
-        elif self.sharding.offloads_optimizer:  # temp_grad_buffer_for_gpu_offload
-            self._hold(max(self.numels) * self.size, "communication")
 
     def _hold(self, num_bytes: int, kind: str) -> None:
         self._held.append(self.tape.storage(num_bytes, kind))
@@ -231,11 +156,9 @@ class Shards:
         if self.sharding.stage == 3 or self._partition or self.sharding.offloads_optimizer:
             return
         kind = f"gradients{REDUCING}" if self.sharding.overlaps else "gradients"
-        for layer, elements in self.layer_elements().items():
-            self.tape.enter(layer)
-            held = share(elements, self.sharding.ranks) * self.size
-            self._partition.append(self.tape.storage(held, kind))
+        held = share(self.elements, self.sharding.ranks) * self.size
         self.tape.enter(None)
+        self._partition.append(self.tape.storage(held, kind))
 
     def end_pass(self, *, last: bool) -> None:
         """The bucket goes when the backward pass ends; stage 1 shares gradients out after the last.
@@ -258,27 +181,41 @@ class Shards:
         self._bucket.clear()
 
     def create_moments(self) -> None:
-        """The two moments of the rank's share, in fp32, unless the host holds them."""
-        for layer, elements in self.layer_elements().items():
-            self.tape.enter(layer)
-            for _ in ("exp_avg", "exp_avg_sq") if not self.sharding.offloads_optimizer else ():
-                self._hold(share(elements, self.sharding.ranks) * DType.FP32.size, "optimizer")
-        self.tape.enter(None)
+        """Two moments in fp32 of all that the optimizer sees, unless the host holds them."""
+        for flat in () if self.sharding.offloads_optimizer else self.flats():
+            self._hold_moments(flat)
+
+    def _hold_moments(self, elements: int) -> None:
+        for _ in ("exp_avg", "exp_avg_sq"):
+            self._hold(elements * DType.FP32.size, "optimizer")
+
+    def flats(self) -> list[int]:
+        """Elements of the tensors that the optimizer sees: the rank's share, under stage 3 its groups."""
+        ranks = self.sharding.ranks
+        if self.sharding.stage < 3:
+            return [share(sum(group), ranks) for group in self.groups if group]
+        return [
+            flat
+            for group in self.groups
+            for flat in sub_groups([share(numel, ranks) for numel in group], SUB_GROUP_ELEMENTS)
+        ]
 
     def update(self, *, first: bool) -> None:
-        """The optimizer's step on the rank's share: gradients in fp64 for the norm, then in fp32."""
+        """The optimizer's step on the rank's share: gradients in fp64 for the norm, then flat in fp32.
+
+        The first step takes the moments while those are there (stage_1_and_2.py, step).
+        """
         if self.sharding.offloads_optimizer:
             return
-        ranks = self.sharding.ranks
-        self.tape.scratch(share(max(self.numels), ranks) * NORM_BYTES)
-        if first:
-            self.create_moments()
-        mine = share(self.elements, ranks)
-        together = mine
-        if self.sharding.stage == 3:
-            shares = [share(numel, ranks) for numel in self.numels]
-            together = largest_sub_group(shares, SUB_GROUP_ELEMENTS)
-        self.tape.scratch(together * self.size, together * DType.FP32.size)
+        mine = share(self.elements, self.sharding.ranks)
+        self.tape.scratch(share(max(self.numels), self.sharding.ranks) * NORM_BYTES)
+        for flat in self.flats():
+            low = self.tape.storage(flat * self.size, "temporary")
+            gradient = self.tape.storage(flat * DType.FP32.size, "temporary")
+            del low
+            if first:
+                self._hold_moments(flat)
+            del gradient
         held = Tensor((mine,), DType.FP32, self.tape.storage(0))
         self.tape.pointwise("adamw", [held] * 7)
         self._partition.clear()

@@ -13,7 +13,8 @@ from sftplan.facts.strategy import Precision
 from sftplan.step.forward import build_buffers, build_weights, head_of, hidden_states
 from sftplan.step.loss import head_input, loss_of
 from sftplan.step.repeat import FEW_LAYERS, MIDDLE
-from sftplan.step.shard import Sharding, Shards, sharding_of
+from sftplan.step.shard import Shards
+from sftplan.step.sharding import Sharding, sharding_of
 from sftplan.step.tape import HOPPER, Chip, Tape
 from sftplan.step.tensor import DType, Tensor
 from sftplan.step.traced import play
@@ -123,8 +124,10 @@ class _Run:
         self.update = Update(strategy, order)
         self.shards: Shards | None = None
         if sharding.uses_deepspeed:
-            numels = [self.weights.ordered[place][1].numel for place in order]
-            self.shards = Shards(tape, self.weights, sharding, numels)
+            whole = [self.weights.ordered[place][1] for place in order]
+            decayed = [weight.numel for weight in whole if len(weight.shape) > 1]
+            others = [weight.numel for weight in whole if len(weight.shape) <= 1]
+            self.shards = Shards(tape, self.weights, sharding, (decayed, others))
             self.shards.prepare()
             tape.on_gradient = self.shards.take
         else:

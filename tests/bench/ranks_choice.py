@@ -2,7 +2,7 @@
 
 For each model the plan for packed instruction data on this machine, and beside it the next best by
 prediction (`:N` of them, one decision changed or the micro-batch as well), each measured by a dry run of
-its own. The share is tokens/s of the choice over those of the fastest that was measured.
+its own. All have as many rows in a step: the share is the seconds of the fastest's over those of the choice's.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LONGEST_S = 60.0
 LIMIT_S = 200.0
 MODELS = "gpt2-large:5,llama-2-7b:2,gpt2-xl:2"
 KNOBS = ("zero", "offload", "precision", "checkpointing", "attention", "loss", "compile", "micro_batch", "accumulation")  # fmt: skip
-COLUMNS = ("name", "status", "model", "chosen", "gpus", "hardware", *KNOBS, "tokens_per_s", "tokens_per_s_predicted",
+COLUMNS = ("name", "status", "model", "chosen", "gpus", "hardware", *KNOBS,
            "step_s", "step_s_predicted", "used", "used_predicted", "share", "took_s")  # fmt: skip
 
 
@@ -93,16 +93,12 @@ def measured(plan: Plan, *, chosen: bool) -> dict[str, Any]:
     row = {
         "model": plan.inputs.model.name, "chosen": chosen, "gpus": plan.inputs.hardware.num_gpus,
         "hardware": plan.inputs.hardware.name, **{knob: getattr(plan.strategy, knob) for knob in KNOBS},
-        "tokens_per_s_predicted": plan.time.tokens_per_s, "step_s_predicted": plan.time.step_s,
+        "step_s_predicted": plan.time.step_s,
         "used_predicted": plan.memory.gpu.used_bytes,
     }  # fmt: skip
     if "out_of_memory" in found:
         return row | {"status": "out of memory"}
-    return row | {
-        "tokens_per_s": found["tokens_per_s"],
-        "step_s": found["step_s"],
-        "used": found["used_bytes"],
-    }
+    return row | {"step_s": found["step_s"], "used": found["used_bytes"]}
 
 
 def main() -> None:
@@ -133,13 +129,13 @@ def main() -> None:
             for words, plan in named.items()
         }
         ours = list(rows_of(runs, deadline, longest_s=LONGEST_S))
-        best = max((row["tokens_per_s"] for row in ours if "tokens_per_s" in row), default=None)
+        best = min((row["step_s"] for row in ours if "step_s" in row), default=None)
         for row in ours:
-            row["share"] = row["tokens_per_s"] / best if "tokens_per_s" in row else None
+            row["share"] = best / row["step_s"] if "step_s" in row else None
             append(args.out, COLUMNS, row)
         rows += ours
     if rows:
-        table(("name", "status", "chosen", "tokens_per_s", "tokens_per_s_predicted", "share"), rows)
+        table(("name", "status", "chosen", "step_s", "step_s_predicted", "share"), rows)
 
 
 if __name__ == "__main__":

@@ -71,11 +71,13 @@ def killed(args: argparse.Namespace, zero: int) -> dict[str, Any]:
     again = begun(args, zero, broken, "--resume").wait(timeout=LIMIT_S)
     one.wait(timeout=LIMIT_S)
     pairs = list(zip(losses(whole), losses(broken), strict=False))
-    apart = max((abs(a[1] - b[1]) for a, b in pairs), default=float("nan"))
+    apart = [abs(a[1] - b[1]) for a, b in pairs]
     return {
         "zero": zero, "gpus": args.gpus, "exit_code": code, "stopped_s": round(stopped_s, 2), "steps_when_killed": seen,
         "resumed_exit_code": again, "steps": len(losses(broken)), "steps_whole": len(losses(whole)),
-        "same_steps": all(a[0] == b[0] for a, b in pairs), "max_loss_difference": apart,
+        "same_steps": all(a[0] == b[0] for a, b in pairs),
+        "max_loss_difference": max(apart, default=None),
+        "before_the_checkpoint": max(apart[:EVERY], default=None),  # of two runs that nothing has happened to
     }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING
 
-from sftplan.cost.allocator import SMALL_BYTES
+from sftplan.cost.blocks import SMALL_BYTES
 from sftplan.cost.timeline import last_step_start
 from sftplan.verify.record import Difference
 
