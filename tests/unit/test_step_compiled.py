@@ -9,13 +9,17 @@ above what it begins with.
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from sftplan.facts.catalogue import builtin
-from sftplan.step.compiled import Compiled, compiled_block, compiled_head
+from sftplan.step.compiled import compiled_block
+from sftplan.step.compiled.head import compiled_head
 from sftplan.step.tensor import DType
+
+if TYPE_CHECKING:
+    from sftplan.step.compiled.graph import Compiled
 
 AMP: dict[str, Any] = {"weights": DType.FP32, "autocast": DType.BF16}
 LOW: dict[str, Any] = {"weights": DType.BF16, "autocast": None}

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 
 from sftplan.facts.model import Family
 from sftplan.facts.strategy import Attention, Checkpointing
-from sftplan.step.compiled import HEAD_MULTIPLE, SUPPORTED, Buffer, compiled_block, compiled_head
+from sftplan.step.compiled import compiled_block
+from sftplan.step.compiled.block import SUPPORTED
+from sftplan.step.compiled.graph import Buffer
+from sftplan.step.compiled.head import HEAD_MULTIPLE, compiled_head
 from sftplan.step.ops.attention import flash_backward_scratch, kernel_shape, rowwise_flops
 from sftplan.step.ops.matmul import matmul
 from sftplan.step.tensor import DType, Tensor
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
     from sftplan.facts.model import ModelShape
     from sftplan.step.autograd import Node
     from sftplan.step.blocks.context import Context, LayerWeights
-    from sftplan.step.compiled import Compiled, Graph
+    from sftplan.step.compiled.graph import Compiled, Graph
     from sftplan.step.tape import Tape
 
 # What selective checkpointing keeps: results of products, and of the attention (train/checkpointing.py).

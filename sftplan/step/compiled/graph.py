@@ -1,0 +1,76 @@
+"""What a compiled function allocates, in the order of inductor's wrapper code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import prod
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sftplan.step.tensor import DType
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Buffer:
+    """One tensor that a compiled graph allocates."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: DType
+
+    @property
+    def nbytes(self) -> int:
+        """Its bytes."""
+        return prod(self.shape) * self.dtype.size
+
+
+@dataclass(slots=True)
+class Graph:
+    """Births (True) and deaths (False) in the wrapper code's order; `held` lives at the end."""
+
+    events: list[tuple[bool, Buffer]] = field(default_factory=list)
+    held: dict[str, Buffer] = field(default_factory=dict)
+    written_bytes: int = 0  # of all that are born
+
+    def new(self, name: str, *shape: int, dtype: DType) -> None:
+        """Allocate a buffer."""
+        self.held[name] = Buffer(name, shape, dtype)
+        self.events.append((True, self.held[name]))
+        self.written_bytes += self.held[name].nbytes
+
+    def free(self, *names: str) -> None:
+        """Free buffers; those that this block does not have are passed over."""
+        for name in names:
+            if name in self.held:
+                self.events.append((False, self.held.pop(name)))
+
+    def reuse(self, old: str, name: str) -> None:
+        """Write a result over a buffer of the same size."""
+        self.held[name] = self.held.pop(old)
+
+    def peak_bytes(self) -> int:
+        """The most bytes that live at once, against those that lived before."""
+        live = peak = 0
+        for born, buffer in self.events:
+            live += buffer.nbytes if born else -buffer.nbytes
+            peak = max(peak, live)
+        return peak
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A compiled function: what it keeps for the backward pass, and the events of both passes.
+
+    The backward pass begins with `saved` alive, which it frees, and ends with the gradients
+    alive. The gradient
+    that comes in is held by the autograd engine all the while and is not among the events.
+    """
+
+    saved: tuple[Buffer, ...]
+    forward: Graph
+    backward: Graph
+
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes kept between the passes."""
+        return sum(x.nbytes for x in self.saved)

@@ -1,0 +1,55 @@
+"""The LM head and its loss as one compiled function."""
+
+from __future__ import annotations
+
+from sftplan.step.compiled.graph import Compiled, Graph
+from sftplan.step.tensor import DType
+
+HEAD_MULTIPLE = 64  # columns that the LM head is padded to
+
+
+def compiled_head(
+    vocab_size: int,
+    hidden_size: int,
+    positions: int,
+    *,
+    weights: DType = DType.FP32,
+    autocast: DType | None = DType.BF16,
+) -> Compiled:
+    """F.linear(h, padded W).float() and cross-entropy over `positions` rows, compiled together.
+
+    The logits exist once, in the low type, and their gradient is written over them; softmax leaves
+    two fp32 numbers per row. The low (or padded) weight is kept from forward to backward.
+
+    >>> compiled_head(50257, 768, 1024).saved_bytes
+    181870596
+    >>> compiled_head(32000, 2048, 1024, weights=DType.BF16, autocast=None).saved_bytes
+    65544196
+    """
+    low = autocast or weights
+    full, padded = weights is not low, -(-vocab_size // HEAD_MULTIPLE) * HEAD_MULTIPLE
+    forward = Graph()
+    if full:
+        forward.new("hidden low", positions, hidden_size, dtype=low)
+    if full or padded != vocab_size:
+        forward.new("weight low", padded, hidden_size, dtype=low)
+    forward.new("logits", positions, padded, dtype=low)
+    forward.new("maximum", positions, dtype=DType.FP32)
+    forward.new("log of sum", positions, dtype=DType.FP32)
+    forward.new("loss", dtype=DType.FP32)
+    forward.new("kept positions", dtype=DType.FP32)
+    backward = Graph(held={name: buffer for name, buffer in forward.held.items() if name != "loss"})
+    saved = tuple(backward.held.values())
+    backward.free("maximum", "log of sum", "kept positions")
+    backward.reuse("logits", "d logits")
+    backward.new("d weight low", padded, hidden_size, dtype=low)
+    backward.free("hidden low")
+    backward.new("d hidden low", positions, hidden_size, dtype=low)
+    backward.free("d logits", "weight low")
+    if full or padded != vocab_size:
+        backward.new("d weight", vocab_size, hidden_size, dtype=weights)
+        backward.free("d weight low")
+    if full:
+        backward.new("d hidden", positions, hidden_size, dtype=weights)
+        backward.free("d hidden low")
+    return Compiled(saved, forward, backward)
