@@ -9,7 +9,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from sftplan.collector import seldom_collected
-from sftplan.errors import NotReadyError, SftplanError, UsageError
+from sftplan.errors import NotReadyError, UsageError
+from sftplan.plan.asked import Request
 from sftplan.plan.request import (
     DEFAULT_GLOBAL_BATCH,
     DEFAULT_MARGIN_FRACTION,
@@ -19,60 +20,19 @@ from sftplan.plan.request import (
     check_number,
     check_seq_len,
     read_pins,
-    resolve_batch,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from sftplan.facts.hardware import Hardware
     from sftplan.facts.model import ModelShape
-    from sftplan.facts.workload import LengthStatistics, Workload
-    from sftplan.plan.comparison import Comparison, Row, Sort
+    from sftplan.plan.comparison import Comparison, Sort
     from sftplan.plan.record import Plan
 
 # What is planned for where there is no GPU and no --hardware: the reference of our measurements.
 REFERENCE_HARDWARE = "h200-sxm"
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class _Request:
-    """A checked request, before the hardware is known."""
-
-    model: ModelShape
-    seq_len: int
-    pins: Mapping[str, Any]
-    global_batch: object
-    epochs: float
-    num_examples: int | None
-    num_tokens: int | None
-    lengths: LengthStatistics | None
-    train_on_prompt: bool
-    margin: float
-    minimize: Any
-
-    def workload(self, num_gpus: int) -> tuple[Workload, list[str]]:
-        """The workload on so many GPUs, and what had to be assumed for it."""
-        from sftplan.facts.workload import Workload
-
-        batch = resolve_batch(self.global_batch, self.pins, num_gpus)
-        workload = Workload(
-            seq_len=self.seq_len,
-            global_batch=batch.rows,
-            global_batch_pinned=batch.pinned,
-            epochs=self.epochs,
-            num_examples=self.num_examples,
-            num_tokens=self.num_tokens,
-            lengths=self.lengths,
-            train_on_prompt=self.train_on_prompt,
-        )
-        return workload, [batch.assumption] if batch.assumption else []
-
-    @property
-    def pinned(self) -> list[str]:
-        """Names of what was given."""
-        return [*self.pins, *(["global_batch"] if self.global_batch is not None else [])]
 
 
 def _measure_data(
@@ -92,7 +52,7 @@ def _measure_data(
     )
 
 
-def _request(model: str, seq_len: int, knobs: dict[str, Any]) -> _Request:
+def _request(model: str, seq_len: int, knobs: dict[str, Any]) -> Request:
     from sftplan.facts.resolve import resolve_model
 
     check_count("seq_len", seq_len)
@@ -116,7 +76,7 @@ def _request(model: str, seq_len: int, knobs: dict[str, Any]) -> _Request:
     lengths = _measure_data(data, shape, length, tokenizer=tokenizer, skip_bad=skip_bad)
     if examples is None and tokens is None and lengths is not None:
         examples = lengths.num_examples
-    return _Request(
+    return Request(
         model=shape,
         seq_len=length,
         pins=pins,
@@ -223,6 +183,7 @@ def compare(
     from sftplan import __version__
     from sftplan.facts.profiles import offer_names
     from sftplan.plan.comparison import SORTS, Comparison, sorted_rows
+    from sftplan.plan.rounds import Rounds
 
     if sort not in SORTS:
         message = f"--sort {sort!r} is none of {', '.join(SORTS)}"
@@ -232,7 +193,7 @@ def compare(
     for name, value in sizes.items():
         if value is not None:
             check_count(name, value)
-    rounds = _Rounds(request)
+    rounds = Rounds(request)
     if on is None:
         rows = [rounds.offer_row(name, sizes) for name in offer_names()]
     else:
@@ -246,78 +207,6 @@ def compare(
         sort=sort,
         rows=sorted_rows(rows, sort),
     )
-
-
-class _Rounds:
-    """One request on many machines: memory is computed once, equal machines share a choice."""
-
-    def __init__(self, request: _Request) -> None:
-        self.request = request
-        self._evaluators: dict[tuple[int, int], Any] = {}
-        self._choices: dict[tuple[object, ...], Any] = {}
-        self._tapes: Any = None
-
-    def choice(self, machine: Hardware, workload: Workload) -> Any:
-        """What to train with on a machine."""
-        from sftplan.cost.evaluate import Evaluator
-        from sftplan.facts.hardware import Host
-        from sftplan.plan.evaluator import make_evaluator, make_tapes
-        from sftplan.search.choose import choose
-        from sftplan.search.coster import machine_key, missing_host_bytes
-
-        alike = machine_key(dataclasses.replace(machine, host=Host()))
-        known = self._choices.get(alike)
-        if known is not None and not missing_host_bytes(known.estimate, machine):
-            return known  # leaves the host alone, so any that is large enough will do
-        key = machine_key(machine)
-        if key not in self._choices:
-            size = (machine.num_gpus, machine.gpus_per_node)
-            self._tapes = self._tapes or make_tapes(self.request.model, workload)
-            if size not in self._evaluators:
-                self._evaluators[size] = Evaluator(
-                    self.request.model,
-                    workload,
-                    num_gpus=machine.num_gpus,
-                    gpus_per_node=machine.gpus_per_node,
-                    quick=True,
-                    tapes=self._tapes,
-                )
-            self._choices[key] = choose(
-                self.request.model,
-                machine,
-                workload,
-                dict(self.request.pins),
-                margin=self.request.margin,
-                minimize=self.request.minimize,
-                evaluator=self._evaluators[size],
-                make_evaluator=make_evaluator,
-            )
-        choice = self._choices[key]
-        if choice.verdict != "does_not_fit" and choice.strategy.offload == "none":
-            self._choices[alike] = choice
-        return choice
-
-    def row(self, machine: Hardware) -> Row:
-        """The row of one machine; what it alone cannot do is the row's reason."""
-        from sftplan.plan.comparison import Row, comparison_row
-
-        try:
-            workload, _ = self.request.workload(machine.num_gpus)
-            choice = self.choice(machine, workload)
-        except SftplanError as error:  # such as a batch that it cannot split
-            return Row(hardware=machine.name, num_gpus=machine.num_gpus, reason=error.message)
-        return comparison_row(choice, machine, workload, self.request.pinned)
-
-    def offer_row(self, name: str, sizes: Mapping[str, int | None]) -> Row:
-        """The row of one of many offers: what it cannot be resized to is its own reason."""
-        from sftplan.facts.profiles import load_hardware
-        from sftplan.plan.comparison import Row
-
-        try:
-            machine = load_hardware(name, **sizes)
-        except SftplanError as error:
-            return Row(hardware=name, reason=error.message)
-        return self.row(machine)
 
 
 def _entry(module_name: str, function: str, what: str) -> Any:

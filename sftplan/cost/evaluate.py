@@ -14,10 +14,10 @@ from sftplan.cost.tapes import Tapes, ranks
 from sftplan.cost.time import time_of
 from sftplan.facts.strategy import Allocator, Offload, is_captured
 from sftplan.step.batch import full_batch
+from sftplan.step.chip import BEFORE_HOPPER, HOPPER, Chip
 from sftplan.step.repeat import Events, expand
 from sftplan.step.sharding import sharding_of, sharding_saves_bytes
 from sftplan.step.simulate import STEADY_PASSES, few_layers, simulate
-from sftplan.step.tape import BEFORE_HOPPER, HOPPER, Chip
 
 if TYPE_CHECKING:
     from sftplan.cost.memory import Peaks

@@ -19,12 +19,12 @@ from sftplan.cost.products import (
     product_s,
 )
 from sftplan.step.ops.attention import FLASH_BLOCK_ROWS
-from sftplan.step.tape import BROADCAST, MIXED, STRIDED
 from sftplan.step.tensor import DType
+from sftplan.step.work import BROADCAST, MIXED, STRIDED
 
 if TYPE_CHECKING:
     from sftplan.cost.device import Device
-    from sftplan.step.tape import Work
+    from sftplan.step.work import Work
 
 GAP_S = 1.0e-6  # between kernels of a full queue: a profiled step's length less its kernels, over 3,499 kernels
 RAMP_S = 1.0e-6  # a kernel that moves next to nothing: profiles show 1.0 to 1.2 µs

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from sftplan.cost.device import Device
-    from sftplan.step.tape import Tape, Work
+    from sftplan.step.tape import Tape
+    from sftplan.step.work import Work
 
     Kernels = tuple[tuple[Work, int], ...]  # each with how often it is launched
 

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from sftplan.facts.model import ModelShape
     from sftplan.facts.strategy import Strategy
     from sftplan.facts.workload import Workload
-    from sftplan.step.tape import Chip, Tape
+    from sftplan.step.chip import Chip
+    from sftplan.step.tape import Tape
     from sftplan.step.traced import Tracer
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sftplan.facts.strategy import Strategy
     from sftplan.facts.workload import Workload
     from sftplan.step.batch import Batch
-    from sftplan.step.tape import Chip
+    from sftplan.step.chip import Chip
     from sftplan.step.traced import Pass
 
 TRACED_KNOBS = (

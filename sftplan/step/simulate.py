@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from sftplan.facts.params import parameters
 from sftplan.facts.strategy import Precision
+from sftplan.step.chip import HOPPER, Chip
 from sftplan.step.forward import build_buffers, build_weights, head_of, hidden_states
 from sftplan.step.loss import head_input, loss_of
 from sftplan.step.repeat import FEW_LAYERS, MIDDLE
 from sftplan.step.shard import Shards
 from sftplan.step.sharding import Sharding, sharding_of
-from sftplan.step.tape import HOPPER, Chip, Tape
+from sftplan.step.tape import Tape
 from sftplan.step.tensor import DType, Tensor
 from sftplan.step.traced import play
 from sftplan.step.update import Update, clip

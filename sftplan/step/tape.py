@@ -3,58 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from sftplan.step.autograd import Frame, Handle, Node, StopRecomputation, run_backward
+from sftplan.step.chip import HOPPER, LT_WORKSPACE_BYTES
+from sftplan.step.leaves import LEAF_SEQUENCE, accumulate
 from sftplan.step.tensor import DType, Storage, Tensor
-from sftplan.units import KIB, MIB
+from sftplan.step.work import BROADCAST, MIXED, STRIDED, Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from sftplan.step.autograd import Backward
-
-LEAF_SEQUENCE = float("inf")  # AccumulateGrad runs as soon as its gradient is there
-
-
-class Work(NamedTuple):
-    """What a kernel has to do: `flops` on the units of `dtype`, `nbytes` to and from memory.
-
-    `shape` is the product's or the attention's; of a pointwise kernel, how it reads: MIXED, BROADCAST,
-    STRIDED or ().
-    """
-
-    kind: str
-    dtype: DType
-    flops: int
-    nbytes: int
-    shape: tuple[int, ...] = ()
+    from sftplan.step.chip import Chip
 
 
-@dataclass(frozen=True, slots=True)
-class Chip:
-    """What the kernels' memory depends on; `compute_capability` decides.
-
-    cuBLAS' workspace is 32 MiB from Hopper on and 8.125 MiB before (CUDABlas.cpp,
-    getChosenWorkspaceSize); cuDNN's attention is preferred from Hopper on (sdp_utils.cpp).
-    """
-
-    workspace_bytes: int = 32 * MIB
-    has_cudnn_attention: bool = True
-    multiprocessors: int = 132  # of an H100 or H200 SXM; scratch of reductions grows with it
-
-
-MIXED = (1,)  # operands of several types: not vectorised
-BROADCAST = (2,)  # operands of several shapes: every index computed
-STRIDED = (3,)  # operands in another memory order, likewise
 ASIDE = (
     "@"  # behind the kind of a storage: the stream that takes it, where that is not the step's own
 )
-LT_WORKSPACE_BYTES = MIB  # CUDABlas.cpp, _parseChosenWorkspaceSize of cuBLASLt
-HOPPER = Chip()
-BEFORE_HOPPER = Chip(workspace_bytes=8320 * KIB, has_cudnn_attention=False)
 
 
 class Tape:
@@ -130,7 +97,7 @@ class Tape:
         weight.shape = shape
         self.weight_bytes[self.owner] += weight.nbytes
         weight.is_leaf = True
-        weight.node = Node("AccumulateGrad", LEAF_SEQUENCE, [], _accumulate, [])
+        weight.node = Node("AccumulateGrad", LEAF_SEQUENCE, [], accumulate, [])
         weight.node.extra = None
         return weight
 
@@ -324,20 +291,3 @@ def _cast_backward(
     tape: Tape, node: Node, gradients: list[Tensor | None], saved: list[Tensor]
 ) -> list[Tensor | None]:
     return [gradients[0]]  # brought to the input's type by the engine
-
-
-def _accumulate(
-    tape: Tape, node: Node, gradients: list[Tensor | None], saved: list[Tensor]
-) -> list[Tensor | None]:
-    """The leaf takes a gradient over, or adds it in place to the one it has."""
-    gradient = gradients[0]
-    assert gradient is not None
-    if tape.on_gradient is not None and tape.on_gradient(gradient):
-        tape.pointwise("copy", [gradient, gradient])
-        node.extra = None  # those of the passes before have gone with it
-    elif isinstance(node.extra, Tensor):
-        tape.pointwise("add_", [node.extra, gradient, node.extra])
-    else:
-        tape.relabel(gradient, "gradients")
-        node.extra = gradient.detach()
-    return []

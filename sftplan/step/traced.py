@@ -9,9 +9,10 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from sftplan.step.chip import LT_WORKSPACE_BYTES
 from sftplan.step.repeat import MIDDLE
-from sftplan.step.tape import LT_WORKSPACE_BYTES, Work
 from sftplan.step.tensor import DType, Tensor
+from sftplan.step.work import Work
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from sftplan.facts.model import ModelShape
     from sftplan.facts.strategy import Strategy
     from sftplan.step.batch import Batch
-    from sftplan.step.tape import Chip, Tape
+    from sftplan.step.chip import Chip
+    from sftplan.step.tape import Tape
     from sftplan.step.tensor import Storage
 
 TYPES = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,8 +18,9 @@ from sftplan.train.captured import CapturedPasses
 from sftplan.train.compiled import loss_functions, prepare_blocks
 from sftplan.train.engine import uses_deepspeed
 from sftplan.train.evaluate import Evaluation
+from sftplan.train.finish import summary_of, write_final
 from sftplan.train.inputs import Layout, to_device
-from sftplan.train.job import CHECKPOINTS, FINAL
+from sftplan.train.job import CHECKPOINTS
 from sftplan.train.material import Material, gather_material, identity_of
 from sftplan.train.metrics import Meter, MetricsFile, peak_flops_per_s, start_tracker
 from sftplan.train.model import (
@@ -28,7 +29,6 @@ from sftplan.train.model import (
     device_of,
     place_to_build,
     product_dtype,
-    without_bars,
     without_pad_token,
 )
 from sftplan.train.packing_check import check_packing
@@ -253,50 +253,3 @@ def _check_same(run: Run, folder: Path | None) -> None:
     if highest != lowest:
         message = f"rank {run.rank} finds step {step}, others find {lowest} to {highest}"
         raise UsageError(message, "--out has to be a folder that all machines share")
-
-
-def summary_of(run: Run, material: Material) -> dict[str, Any]:
-    """The final figures, for run.json."""
-    last = run.last
-    return {
-        "steps": run.done,
-        "tokens": run.tokens,
-        "loss": last.get("loss"),
-        "eval_loss": last.get("eval_loss"),
-        "eval_loss_all_tokens": last.get("eval_loss_all_tokens"),
-        "best": None if run.best is None else {"eval_loss": run.best[0], "step": run.best[1]},
-        "learning_rate": last.get("learning_rate"),
-        "grad_norm_by_response_length": run.stability.grad_norm_by_response_length(),
-        "clip_fraction": run.stability.clipped / max(run.stability.steps, 1),
-        "skipped_steps": run.stability.skipped,
-        "examples": len(run.batches.examples),
-        "dropped_examples": len(material.prepared.fitted.dropped),
-        "cut_examples": material.prepared.fitted.num_cut,
-        "skipped_examples": len(material.prepared.skipped),
-        **run.meter.summary(),
-        "settings": asdict(run.settings),
-        "identity": dict(run.identity),
-    }
-
-
-def write_final(job: Job, run: Run, material: Material) -> None:
-    """The model with its own configuration and its tokenizer, as transformers loads them."""
-    model, rank_0 = run.stepper.model, run.rank == 0
-    gathered = run.stepper.update.gathered(keep=rank_0)
-    if not rank_0:
-        return
-    original = config_of(material.shape, attention_dropout="model")
-    original.use_cache = True
-    for name in ("attn_pdrop", "attention_dropout"):
-        if hasattr(original, name):
-            setattr(model.config, name, getattr(original, name))
-    model.config.use_cache = True
-
-    def fill(folder: Path) -> None:
-        with without_bars():
-            model.save_pretrained(folder, state_dict=gathered)
-        material.tokenizer.save(folder)
-
-    needed = sum(tensor.nbytes for tensor in (gathered or dict(model.named_parameters())).values())
-    checkpoint.write_folder(job.out / FINAL, fill, needed_bytes=needed)
-    run.progress.say(f"the model is in {job.out / FINAL}")

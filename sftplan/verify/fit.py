@@ -37,7 +37,7 @@ from sftplan.facts.strategy import (
 )
 from sftplan.facts.workload import LengthStatistics, Workload
 from sftplan.plan.evaluator import make_tapes
-from sftplan.step.tape import HOPPER
+from sftplan.step.chip import HOPPER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

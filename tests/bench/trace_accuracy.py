@@ -19,7 +19,7 @@ import h200_loop
 from rows import OURS, name_of, read_rows
 
 from sftplan.cost.allocator import replay
-from sftplan.step.tape import HOPPER
+from sftplan.step.chip import HOPPER
 from sftplan.verify.trace.run import STEPS, ZERO_GRAD, Trace, recording, trace_of
 
 FRESH = OURS.parent / "h200_fresh.csv"

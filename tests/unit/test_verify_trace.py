@@ -19,7 +19,7 @@ from sftplan.facts.catalogue import entries
 from sftplan.facts.resolve import resolve_model
 from sftplan.facts.strategy import Offload, Precision
 from sftplan.plan.timeline import strategy_of, workload_of
-from sftplan.step.tape import BEFORE_HOPPER, HOPPER
+from sftplan.step.chip import BEFORE_HOPPER, HOPPER
 from sftplan.verify import measurement as keys
 from sftplan.verify.trace.compare import differences
 from sftplan.verify.trace.measure import COMPILED, SHARDED, measure_traced

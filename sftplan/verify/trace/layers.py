@@ -14,7 +14,7 @@ from sftplan.verify.trace.works import works_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sftplan.step.tape import Chip
+    from sftplan.step.chip import Chip
     from sftplan.verify.trace.works import Work
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from sftplan.facts.strategy import Strategy
     from sftplan.step.batch import Batch
-    from sftplan.step.tape import Chip
+    from sftplan.step.chip import Chip
     from sftplan.train.step import Stepper
 
 

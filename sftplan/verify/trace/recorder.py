@@ -9,14 +9,14 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sftplan.step.tape import LT_WORKSPACE_BYTES
+from sftplan.step.chip import LT_WORKSPACE_BYTES
 from sftplan.verify.trace.flops import PRODUCTS, flops_of
 from sftplan.verify.trace.scratch import scratch_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sftplan.step.tape import Chip
+    from sftplan.step.chip import Chip
 
 aten = torch.ops.aten
 FP32_BYTES = 4

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from sftplan.plan.record import Plan
-    from sftplan.step.tape import Chip
+    from sftplan.step.chip import Chip
     from sftplan.train.inputs import Inputs
     from sftplan.train.step import Stepper
 

@@ -19,7 +19,7 @@ from sftplan.step.ops.pointwise import reduction_bytes
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sftplan.step.tape import Chip
+    from sftplan.step.chip import Chip
 
 Args = tuple[Any, ...]
 aten = torch.ops.aten

@@ -13,7 +13,7 @@ from typing import Any
 from sftplan.errors import NotReadyError, SftplanError, UsageError
 from sftplan.facts.strategy import Attention, Checkpointing, Loss, Precision, Strategy
 from sftplan.step.batch import Batch
-from sftplan.step.tape import Chip
+from sftplan.step.chip import Chip
 from sftplan.verify.trace.anatomy import anatomy_of
 from sftplan.verify.trace.configs import first_line, read_config, with_layers
 from sftplan.verify.trace.passes import trace_passes

@@ -17,7 +17,7 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from sftplan.step.tape import Chip
+    from sftplan.step.chip import Chip
 
 Tensor = torch.Tensor
 aten = torch.ops.aten

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sftplan.step.ops.attention import varlen_shape
-from sftplan.step.tape import BROADCAST, MIXED, STRIDED
+from sftplan.step.work import BROADCAST, MIXED, STRIDED
 from sftplan.verify.trace.flops import ATTENTION, PRODUCTS, VARLEN, flops_of
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Kernels = list[tuple[str, list[torch.Tensor]]]
 
-Work = tuple[str, str, int, int, tuple[int, ...]]  # as `step.tape.Work`, the type by its label
+Work = tuple[str, str, int, int, tuple[int, ...]]  # as `step.work.Work`, the type by its label
 Tensor = torch.Tensor
 
 LABELS = {
