@@ -40,7 +40,10 @@ class Product:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """A dry run: the step that it measured, and how long that took; `plan_sha256` tells it apart."""
+    """A dry run: the step that it measured, and how long that took; `plan_sha256` tells it apart.
+
+    `host_scale` is what the host took for operations just then, as `Rates.dispatch_scale`.
+    """
 
     plan_sha256: str
     measured_at: str
@@ -50,6 +53,7 @@ class Observation:
     step_s: float
     predicted_s: float | None  # by the plan
     outside_bytes: int | None = None
+    host_scale: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -125,9 +125,8 @@ def with_observations(
     known: Calibration, observations: list[Observation], hardware: Hardware
 ) -> Calibration:
     """A calibration that these dry runs have refined."""
-    made = dataclasses.replace(
-        known, observations=observations, measured=known.measured | _context(observations)
-    )
+    measured = known.measured | _context(observations) | _host(observations)
+    made = dataclasses.replace(known, observations=observations, measured=measured)
     return dataclasses.replace(made, fitted=fitted_rates(made, hardware))
 
 
@@ -135,6 +134,12 @@ def _context(observations: list[Observation]) -> dict[str, float]:
     """What lies outside the allocator's reserve in real steps: more kernels than a small one loads."""
     sizes = [each.outside_bytes for each in observations if each.outside_bytes]
     return {"context_bytes": float(statistics.median(sizes))} if sizes else {}
+
+
+def _host(observations: list[Observation]) -> dict[str, float]:
+    """The host as it mostly was: within minutes it may be twice as slow."""
+    scales = [each.host_scale for each in observations if each.host_scale]
+    return {"dispatch_scale": statistics.median(scales)} if scales else {}
 
 
 def observation_of(plan: Plan, found: dict[str, Any]) -> Observation:
@@ -151,6 +156,7 @@ def observation_of(plan: Plan, found: dict[str, Any]) -> Observation:
         step_s=found["step_s"],
         predicted_s=plan.time.step_s,
         outside_bytes=found.get("outside_bytes"),
+        host_scale=found.get("host_scale"),
     )
 
 

@@ -1,8 +1,8 @@
 """Rates that explain the measured steps best: least squares over four physical parameters.
 
 The parameters are how fast products run, how fast memory streams, and how long the host needs for an
-operation and for a call of a compiled block. No step has a factor of its own, and none of the model's
-constants moves.
+operation and for a call of a compiled block; a step is predicted with its host as fast as it was
+measured to be then. No step has a factor of its own, and none of the model's constants moves.
 
     minimise  Σ_i (ln p_i(θ) / t_i)² / σ²  +  Σ_j θ_j² / τ_j²
 
@@ -64,16 +64,17 @@ KINDS: dict[str, Callable[[Any], Any]] = {
 def fitted_rates(calibration: Calibration, hardware: Hardware) -> dict[str, float]:
     """The fitted rates by name; empty without dry runs that can be predicted."""
     start = with_rates(hardware, replace(calibration, fitted={}), where="")
-    steps = [
-        (found, each.step_s) for each in calibration.observations if (found := predictor(each))
-    ]
+    steps = [(found, each) for each in calibration.observations if (found := predictor(each))]
     if not steps:
         return {}
     taus = [_tau(name, start) for name in FITTED]
 
     def residuals(theta: Sequence[float]) -> list[float]:
         machine = scaled(start, theta)
-        return [math.log(predict(machine) / seconds) for predict, seconds in steps]
+        return [
+            math.log(predict(beside_host(machine, start, each.host_scale)) / each.step_s)
+            for predict, each in steps
+        ]
 
     theta = minimised(residuals, taus, sigma=STEP_SIGMA)
     return {name: getattr(scaled(start, theta).rates, name) for name in FITTED}
@@ -92,6 +93,15 @@ def scaled(hardware: Hardware, theta: Sequence[float]) -> Hardware:
         for name, value in zip(FITTED, theta, strict=True)
     }
     return replace(hardware, rates=replace(hardware.rates, **rates))
+
+
+def beside_host(machine: Hardware, start: Hardware, host_scale: float | None) -> Hardware:
+    """The machine as its host was when a step was measured, which `start` has at another time."""
+    if host_scale is None:
+        return machine
+    since = host_scale / start.rates.dispatch_scale
+    rates = replace(machine.rates, dispatch_scale=machine.rates.dispatch_scale * since)
+    return replace(machine, rates=rates)
 
 
 def predictor(observation: Observation) -> Callable[[Hardware], float] | None:

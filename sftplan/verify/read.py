@@ -19,6 +19,7 @@ QUANTITIES = {
     "peak_allocated_bytes": keys.ALLOCATED, "peak_reserved_bytes": keys.RESERVED,
     "used_bytes": keys.USED, "outside_bytes": keys.CONTEXT, "host_peak_bytes": keys.HOST,
 }  # fmt: skip
+HOST_TOLERANCE = 1.3  # a host that is faster or slower by more is worth a word
 TIMES = {"step_s": keys.STEP, "tokens_per_s": keys.TOKENS, "mfu_fraction": keys.MFU}
 
 
@@ -27,7 +28,7 @@ def measurement_of(
 ) -> Measurement:
     """The measurement in a merged result."""
     versions, failed = found.get("versions", {}), found.get("out_of_memory")
-    said = (*notes, *_notes(found, rehearse))
+    said = (*notes, *_notes(found, rehearse), *_host_notes(plan, found))
     if failed is not None:
         return Measurement(
             mode="gpu", quantities={}, out_of_memory=_out_of_memory(failed), versions=versions,
@@ -110,3 +111,13 @@ def _notes(found: dict[str, Any], rehearse: str | None) -> list[str]:
     if found.get("note"):
         notes.append(found["note"])
     return notes
+
+
+def _host_notes(plan: Plan, found: dict[str, Any]) -> list[str]:
+    scale, planned = found.get("host_scale"), plan.inputs.hardware.rates.dispatch_scale
+    if not scale or 1 / HOST_TOLERANCE < scale / planned < HOST_TOLERANCE:
+        return []
+    return [
+        f"the host took {scale:.2f} times the reference host's time for an operation, the plan reckons "
+        f"with {planned:.2f}: steps that wait for it are not as planned"
+    ]

@@ -31,6 +31,7 @@ from sftplan.train.step import Reading, train_step
 from sftplan.verify.live import Recorder
 from sftplan.verify.occupancy import taken_bytes
 from sftplan.verify.phases import Clock, MemoryWatch, Place
+from sftplan.verify.rates import dispatch_scale
 from sftplan.verify.worst import made_up_batches, worst_micro_batch
 
 if TYPE_CHECKING:
@@ -125,6 +126,8 @@ def _measured(run: DryRun) -> dict[str, Any]:
         outside = _outside_bytes(run)
         del inputs
         time_found = _typical_steps(run, stepper, found, layout)
+    if run.device.type == "cuda":
+        time_found["host_scale"] = dispatch_scale(run.device)
     return {
         **memory,
         **time_found,

@@ -13,6 +13,7 @@ from verify_cases import h200, plan_of
 from sftplan.facts.calibration import FITTED, Calibration, read_calibration, with_rates
 from sftplan.facts.hardware import Hardware
 from sftplan.verify.calibrate import observation_of, with_observations
+from sftplan.verify.fit import beside_host
 
 QUANTITIES = ("allocated", "reserved", "used", "step_s")
 
@@ -26,23 +27,34 @@ def judge(path: Path, calibration: Path | None) -> None:
         rows = [row for row in csv.DictReader(stream) if row.get("status", "ok") == "ok"]
     print("as the profile has it")
     _report([_again(row, h200()) for row in rows])
-    machine = calibrated_on([row for row in rows if row["half"] == "calibration"], calibration)
+    made = calibrated_on([row for row in rows if row["half"] == "calibration"], calibration)
+    machine, start = (
+        with_rates(h200(), each, where="") for each in (made, replace(made, fitted={}))
+    )
     rates = {name: round(getattr(machine.rates, name), 4) for name in (*FITTED, "context_bytes")}  # fmt: skip
     print(f"calibrated: {rates}, profile {h200().rates.context_bytes}")
     _report([_again(row, machine) for row in rows])
+    print("calibrated, each with its host as it was beside it")
+    _report([_again(row, beside_host(machine, start, _host(row))) for row in rows])
 
 
-def calibrated_on(rows: list[dict[str, str]], file: Path | None) -> Hardware:
-    """The H200 with what `verify` would have learned from these dry runs."""
+def calibrated_on(rows: list[dict[str, str]], file: Path | None) -> Calibration:
+    """What `verify` would have learned from these dry runs."""
     from verify_h200 import case_of
 
     start = _empty() if file is None else replace(read_calibration(file), observations=[])
     seen = []
     for row in rows:
         outside = row["outside_bytes"]
-        found = {"step_s": float(row["step_s"]), "outside_bytes": int(outside) if outside else None}
+        found = {"step_s": float(row["step_s"]), "outside_bytes": int(outside) if outside else None,
+                 "host_scale": _host(row)}  # fmt: skip
         seen.append(observation_of(plan_of(case_of(row)), found))
-    return with_rates(h200(), with_observations(start, seen, h200()), where="this half")
+    return with_observations(start, seen, h200())
+
+
+def _host(row: dict[str, str]) -> float | None:
+    """How slow the host was beside a row, if that was measured."""
+    return float(row["host_scale"]) if row["host_scale"] else None
 
 
 def _empty() -> Calibration:

@@ -106,6 +106,22 @@ def test_rates_are_recovered_from_the_steps_that_they_make(
     assert again.rates["context_bytes"] == 700 * 2**20
 
 
+def test_each_step_is_explained_with_its_host_as_it_was(
+    h200: Hardware, steps: list[Observation]
+) -> None:
+    """Hosts between half and twice as fast, all operations of a step 1.2 times what small ones tell."""
+    observed = []
+    for step, host in zip(steps * 10, [0.5, 0.8, 1.0, 1.5, 2.0] * (2 * len(steps)), strict=True):
+        rates = replace(h200.rates, dispatch_scale=1.2 * host)
+        seconds = seconds_on([step], replace(h200, rates=rates))[0]
+        observed.append(replace(step, step_s=seconds, host_scale=host))
+    made = calibrate.with_observations(calibration(h200), observed, h200)
+
+    assert made.measured["dispatch_scale"] == 1.0  # the host in the middle
+    assert made.fitted["dispatch_scale"] == pytest.approx(1.2, rel=0.03)
+    assert made.fitted["hbm_fraction"] == pytest.approx(h200.rates.hbm_fraction, rel=0.01)
+
+
 def test_one_dry_run_does_not_overrule_what_kernels_measured(
     h200: Hardware, steps: list[Observation]
 ) -> None:

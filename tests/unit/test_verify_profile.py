@@ -380,6 +380,13 @@ def test_a_result_is_read_under_the_plans_own_keys(demo: Plan) -> None:
     assert "another process took 2.00 GiB" in found.notes[0]
 
 
+@pytest.mark.parametrize(("scale", "said"), [(1.0, False), (1.25, False), (1.9, True), (0.6, True)])
+def test_a_host_that_is_another_than_planned_is_said(demo: Plan, scale: float, said: bool) -> None:
+    found = measurement_of(demo, FOUND | {"host_scale": scale})
+
+    assert [f"took {scale:.2f} times" in note for note in found.notes] == [True] * said
+
+
 def test_a_rehearsal_is_read_with_the_small_cards_context_and_no_times(demo: Plan) -> None:
     found = measurement_of(demo, FOUND, rehearse="t4")
     gpu = demo.memory.gpu
