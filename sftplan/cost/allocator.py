@@ -21,7 +21,7 @@ from sftplan.cost.blocks import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Sequence, Set
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,11 +212,12 @@ def replay(
     expandable: bool,
     streams: Sequence[str] | None = None,
     emptied_at: int | None = None,
+    passing: Set[int] = frozenset(),
 ) -> Replay:
     """Run a tape's events through the allocator: n is the birth of storage n, ~n its death.
 
     `streams` names for each storage the stream that takes it; without, all are on one. Before event
-    `emptied_at` the cache is emptied.
+    `emptied_at` the cache is emptied. What is `passing` has its place but counts in no peak.
     """
     names = set(streams or ("",))
     pools = {name: CachingAllocator(expandable=expandable) for name in names}
@@ -228,10 +229,12 @@ def replay(
                 allocator.release()
         if event >= 0:
             if sizes[event]:
-                allocated += of[event].malloc(event, sizes[event])
+                taken = of[event].malloc(event, sizes[event])
+                allocated += 0 if event in passing else taken
                 if allocated > peak_allocated:
                     peak_allocated, peak_event = allocated, position
         elif sizes[~event]:
-            allocated -= of[~event].free(~event)
+            given = of[~event].free(~event)
+            allocated -= 0 if ~event in passing else given
     reserved = sum(allocator.reserved_bytes for allocator in pools.values())
-    return Replay(peak_allocated, reserved, peak_event)
+    return Replay(peak_allocated, max(reserved, peak_allocated), peak_event)

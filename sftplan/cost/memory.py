@@ -37,14 +37,15 @@ def exact_peaks(events: Events, *, expandable: bool, captured: bool = False) -> 
     """
     named = {kind: kind.partition(ASIDE) for kind in set(events.kinds)}
     streams = _own_pool(events) if captured else [named[kind][2] for kind in events.kinds]
-    begins = next((at for at, label in events.marks if label.startswith("forward")), None)
+    passing = passing_weights(events)
     result = replay(
-        events.events, events.sizes, expandable=expandable, streams=streams, emptied_at=begins
-    )
+        events.events, events.sizes, expandable=expandable, streams=streams,
+        emptied_at=begins(events), passing=passing,
+    )  # fmt: skip
     kinds: Counter[str] = Counter()
     for event in events.events[: result.peak_event + 1]:
         index = event if event >= 0 else ~event
-        size = events.sizes[index]
+        size = events.sizes[index] if index not in passing else 0
         kinds[events.kinds[index]] += size if event >= 0 else -size
     categories: Counter[str] = Counter()
     for kind, size in kinds.items():
@@ -58,6 +59,20 @@ def exact_peaks(events: Events, *, expandable: bool, captured: bool = False) -> 
         at=describe(label),
         by_category=by_category,
     )
+
+
+def begins(events: Events | Tape) -> int:
+    """The event with which the first forward pass begins."""
+    starts = (at for at, label in events.marks if label.startswith("forward"))
+    return next(starts, len(events.events))
+
+
+def passing_weights(events: Events | Tape) -> frozenset[int]:
+    """Weights that go while the model is built: where there is no room beside them, the host holds them."""
+    return frozenset(
+        ~event for event in events.events[: begins(events)]
+        if event < 0 and events.kinds[~event] == "weights"
+    )  # fmt: skip
 
 
 def _own_pool(events: Events) -> list[str]:
@@ -103,6 +118,8 @@ def allocated_bound_bytes(few: Tape, multiplicity: Mapping[int, int]) -> int:
     Exact where the allocator splits every block, as with expandable segments.
     """
     sizes = [round_size(size) if size else 0 for size in few.sizes]
+    for passing in passing_weights(few):
+        sizes[passing] = 0
     live = peak = 0
     for start, stop, label in _stretches(few):
         number = label.rpartition(" ")[2]

@@ -36,6 +36,9 @@ from sftplan.verify.profile import measure_here
 STEPS = 4  # that are timed
 LONGEST_S = 100.0  # of a dry run or a training: none is begun with less time left
 LIMIT_S = 240.0  # a process that takes longer hangs
+TRAINING_LIMIT_S = (
+    120.0  # likewise, of a training: it takes 30 to 65 s, and says then where it stood
+)
 QUANTITIES = ("allocated", "reserved", "used", "host", "step_s")
 PHASES = ("data", "forward", "backward", "communication", "optimizer")
 COLUMNS = (
@@ -216,7 +219,7 @@ def _training(args: argparse.Namespace, case: Case, gpus: int, *, steps: int, **
         "case": asdict(case), "steps": steps, "cpu": args.tiny, "no_dropout": False, "learning_rate": 1e-5,
         "warmup_steps": 1, "examples": 400 if args.tiny else 4000,
     }  # fmt: skip
-    return lambda: in_ranks("ranks_training", asked | more, gpus, limit_s=LIMIT_S)[0]
+    return lambda: in_ranks("ranks_training", asked | more, gpus, limit_s=TRAINING_LIMIT_S)[0]
 
 
 def here(args: argparse.Namespace) -> Hardware:

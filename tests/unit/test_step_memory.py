@@ -222,6 +222,26 @@ def test_ranks_take_their_share_of_the_gradients_on_the_stream_that_reduces(zero
     assert "@" not in "".join(peaks[4].by_category)
 
 
+def test_what_is_built_has_to_fit_as_well() -> None:
+    """Alone, all weights flat and a copy; among eight, a copy of an eighth. The old weights may wait on the host."""
+    model = builtin("gpt2-large")
+    strategy = Strategy(
+        precision=Precision.BF16_MASTER, zero=2, offload=Offload.OPTIMIZER, micro_batch=1,
+        checkpointing=Checkpointing.FULL,
+    )  # fmt: skip
+    weights_bytes = 2 * num_parameters(model)
+    peaks = {}
+    for ranks in (1, 8):
+        tape = simulate(model, strategy, batch_of(strategy), num_gpus=ranks)
+        events = Events(tape.events, tape.sizes, tape.kinds, tape.marks)
+        peaks[ranks] = exact_peaks(events, expandable=True)
+
+    assert peaks[1].allocated_bytes == pytest.approx(2 * weights_bytes, rel=0.01)
+    assert peaks[1].at == "building of the model"
+    assert peaks[1].reserved_bytes >= peaks[1].allocated_bytes
+    assert peaks[8].at.startswith("backward")
+
+
 def test_checkpointing_and_chunks_save_what_they_promise() -> None:
     model = builtin("gpt2")
     peaks = [
