@@ -223,7 +223,7 @@ def test_ranks_take_their_share_of_the_gradients_on_the_stream_that_reduces(zero
 
 
 def test_what_is_built_has_to_fit_as_well() -> None:
-    """Alone, all weights flat and a copy; among eight, a copy of an eighth. The old weights may wait on the host."""
+    """Alone, all weights flat and a copy; among eight, a copy of an eighth. Old weights may wait on the host."""
     model = builtin("gpt2-large")
     strategy = Strategy(
         precision=Precision.BF16_MASTER, zero=2, offload=Offload.OPTIMIZER, micro_batch=1,
