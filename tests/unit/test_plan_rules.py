@@ -79,22 +79,22 @@ def test_a_host_too_small_for_the_offload_is_refused_with_both_figures(
 ) -> None:
     assert run(["plan", *small_host, "--no-out"]) == ExitCode.INFEASIBLE
     chosen = " ".join(capsys.readouterr().out.split())
-    assert run(["plan", *small_host, "--no-out", "--offload", "optimizer"]) == ExitCode.INFEASIBLE
+    assert run(["plan", *small_host, "--no-out", "--offload", "all"]) == ExitCode.INFEASIBLE
     pinned = capsys.readouterr().out
 
     assert "GiB of host memory per node, 64.00 GiB are there" in chosen
-    assert "Does not fit: 161.33 of 64.00 GiB of host memory per node, 97.33 GiB over" in pinned
+    assert "Does not fit: 176.68 of 64.00 GiB of host memory per node, 112.68 GiB over" in pinned
 
 
 def test_launch_refuses_it_before_anything_starts(
     small_host: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = tmp_path / "plan.json"
-    run(["plan", *small_host, "--offload", "optimizer", "--out", str(plan)])
+    run(["plan", *small_host, "--offload", "all", "--out", str(plan)])
     (tmp_path / "data.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
     data, out = tmp_path / "data.jsonl", tmp_path / "r"
     capsys.readouterr()
 
     assert run(["launch", str(plan), "--data", str(data), "--out", str(out)]) == ExitCode.INFEASIBLE
-    assert "161.33 GiB of host memory, 64.00 are there" in capsys.readouterr().err
+    assert "176.68 GiB of host memory, 64.00 are there" in capsys.readouterr().err
     assert not out.exists()
