@@ -78,14 +78,17 @@ class CachingAllocator:
                 before.previous.next = block
         if after is not None and after.free:
             pool.remove(after)
-            block.size += after.size
-            block.next = after.next
-            if after.next is not None:
-                after.next.previous = block
-            if pool.tail is after:
-                pool.tail = block
+            self._absorb(block, after)
         pool.add(block)
         return size
+
+    def _absorb(self, block: Block, after: Block) -> None:
+        block.size += after.size
+        block.next = after.next
+        if after.next is not None:
+            after.next.previous = block
+        if block.pool.tail is after:
+            block.pool.tail = block
 
     def _split(self, block: Block, size: int) -> None:
         rest = Block(block.address + size, block.size - size, block.pool)
@@ -180,12 +183,7 @@ class CachingAllocator:
                 pool.remove(after)
             else:
                 self._fill(pool, after, size - block.size)
-            block.size += after.size
-            block.next = after.next
-            if after.next is not None:
-                after.next.previous = block
-            if pool.tail is after:
-                pool.tail = block
+            self._absorb(block, after)
         return block
 
     def _fill(self, pool: Pool, gap: Block, size: int) -> None:
