@@ -7,7 +7,6 @@ the stream that it was taken on: each stream has pools of its own.
 
 from __future__ import annotations
 
-from bisect import insort
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -90,9 +89,9 @@ class CachingAllocator:
         if block.pool.tail is after:
             block.pool.tail = block
 
-    def _split(self, block: Block, size: int) -> None:
+    def _cut(self, block: Block, size: int) -> Block:
+        """The rest of a block that keeps `size`."""
         rest = Block(block.address + size, block.size - size, block.pool)
-        rest.free = True
         rest.previous, rest.next = block, block.next
         if block.next is not None:
             block.next.previous = rest
@@ -100,6 +99,11 @@ class CachingAllocator:
         block.size = size
         if block.pool.tail is block:
             block.pool.tail = rest
+        return rest
+
+    def _split(self, block: Block, size: int) -> None:
+        rest = self._cut(block, size)
+        rest.free = True
         block.pool.add(rest)
 
     def _segment(self, pool: Pool, size: int) -> Block:
@@ -129,11 +133,9 @@ class CachingAllocator:
         self.reserved_bytes -= stop - start
         pool.remove(block)
         if start > block.address:
-            self._split(block, start - block.address)  # puts the rest among the free ones
+            rest = self._cut(block, start - block.address)
             pool.add(block)
-            assert block.next is not None
-            block = block.next
-            pool.remove(block)
+            block = rest
         if stop < block.address + block.size:
             self._split(block, stop - block.address)
         if block is pool.tail:
@@ -141,8 +143,7 @@ class CachingAllocator:
             if block.previous is not None:
                 block.previous.next = None
             return
-        block.free = block.mapped = False
-        insort(pool.unmapped, block, key=lambda each: each.address)
+        pool.add_gap(block)
 
     def _grow(self, pool: Pool, size: int) -> Block:
         """Map whole pages at the lowest addresses with room, else behind the end of the pool's only segment."""
@@ -152,19 +153,21 @@ class CachingAllocator:
             if has_room(first, size):
                 return self._map(pool, first, size)
         tail = pool.tail
-        have = tail.size if tail is not None and tail.free else 0
-        added = -(-(size - have) // pool.unit) * pool.unit
-        self.reserved_bytes += added
-        if tail is not None and have:
-            pool.remove(tail)
-            tail.size += added
-            return tail
-        block = Block(0 if tail is None else tail.address + tail.size, added, pool)
+        if tail is not None and tail.free:
+            return self._map(pool, tail, size)
+        block = Block(0 if tail is None else tail.address + tail.size, 0, pool)
         block.previous = tail
         if tail is not None:
             tail.next = block
         pool.tail = block
+        self._lengthen(block, size)
         return block
+
+    def _lengthen(self, block: Block, size: int) -> None:
+        """The last block of a segment, by whole pages."""
+        added = -(-(size - block.size) // block.pool.unit) * block.pool.unit
+        block.size += added
+        self.reserved_bytes += added
 
     def _map(self, pool: Pool, block: Block, size: int) -> Block:
         """A block of at least `size` from one that is free or without memory, and what follows it."""
@@ -175,9 +178,7 @@ class CachingAllocator:
         while block.size < size:
             after = block.next
             if after is None:  # the end: as far as it takes
-                added = -(-(size - block.size) // pool.unit) * pool.unit
-                block.size += added
-                self.reserved_bytes += added
+                self._lengthen(block, size)
                 break
             if after.mapped:
                 pool.remove(after)
@@ -191,14 +192,7 @@ class CachingAllocator:
         mapped = min(gap.size, -(-size // pool.unit) * pool.unit)
         pool.unmapped.remove(gap)
         if mapped < gap.size:
-            rest = Block(gap.address + mapped, gap.size - mapped, pool)
-            rest.mapped = False
-            rest.previous, rest.next = gap, gap.next
-            if gap.next is not None:
-                gap.next.previous = rest
-            gap.next = rest
-            gap.size = mapped
-            insort(pool.unmapped, rest, key=lambda each: each.address)
+            pool.add_gap(self._cut(gap, mapped))
         gap.mapped = True
         self.reserved_bytes += mapped
 

@@ -63,6 +63,11 @@ class Pool:
         del self.keys[bisect_left(self.keys, key)]
         del self.blocks[key]
 
+    def add_gap(self, block: Block) -> None:
+        """A block has no memory."""
+        block.free = block.mapped = False
+        insort(self.unmapped, block, key=lambda each: each.address)
+
     def best_fit(self, size: int, *, expandable: bool) -> Block | None:
         """The smallest free block that holds `size`; one that can grow is as large as it may become."""
         position = bisect_left(self.keys, size << _ADDRESS_BITS)

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from sftplan.errors import (
     DriftError,
@@ -63,7 +63,6 @@ def run_processes(
     finally:
         for process in processes:
             _end(process)
-    assert failed is not None
     results = [_result(folder, rank) for rank in range(ranks)]
     _raise_errors(folder, failed, results)
     return [found for found in results if found is not None]
@@ -100,7 +99,7 @@ def _wait(processes: Processes, timeout_s: float) -> dict[int, int] | None:
     return failed or {rank: code for rank, code in enumerate(codes) if code}
 
 
-def _raise_hanging(folder: Path, processes: Processes, timeout_s: float) -> None:
+def _raise_hanging(folder: Path, processes: Processes, timeout_s: float) -> NoReturn:
     """Time is up: whoever still runs writes down where it stands (SIGABRT, faulthandler) and ends."""
     for process in processes:
         with contextlib.suppress(ProcessLookupError):

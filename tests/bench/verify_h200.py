@@ -112,7 +112,7 @@ def work(folder: Path) -> None:
             )
         except Exception as error:
             found = {"failed": f"{type(error).__name__}: {str(error)[:200]}"}
-        found["host_scale"] = (host + dispatch_scale(device)) / 2
+        found["host_scale"] = (host + found.get("host_scale", host)) / 2
         left = cleaned(torch)
         draft = folder / f"{job['id']}.part"
         draft.write_text(json.dumps({**found, "left_bytes": left}))
