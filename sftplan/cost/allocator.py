@@ -113,7 +113,7 @@ class CachingAllocator:
         return block
 
     def release(self) -> None:
-        """Give back what is free: whole segments, or whole pages of an expandable one. Once, before the steps.
+        """Give back what is free: whole segments, or whole pages of an expandable one.
 
         torch.cuda.empty_cache
         """
@@ -203,20 +203,23 @@ def replay(
     *,
     expandable: bool,
     streams: Sequence[str] | None = None,
-    emptied_at: int | None = None,
+    emptied_at: Sequence[int] = (),
     passing: Set[int] = frozenset(),
 ) -> Replay:
     """Run a tape's events through the allocator: n is the birth of storage n, ~n its death.
 
-    `streams` names for each storage the stream that takes it; without, all are on one. Before event
-    `emptied_at` the cache is emptied. What is `passing` has its place but counts in no peak.
+    `streams` names for each storage the stream that takes it; without, all are on one. Before the events
+    `emptied_at` the cache is emptied: the reserve of the building, before the first, counts in no peak. What is
+    `passing` has its place but counts in none either.
     """
     names = set(streams or ("",))
     pools = {name: CachingAllocator(expandable=expandable) for name in names}
     of = [pools[name] for name in streams or [""] * len(sizes)]
-    allocated = peak_allocated = peak_event = 0
+    allocated = peak_allocated = peak_event = reserved = 0
     for position, event in enumerate(events):
-        if position == emptied_at:
+        if position in emptied_at:
+            if position != emptied_at[0]:
+                reserved = sum(allocator.reserved_bytes for allocator in pools.values())
             for allocator in pools.values():
                 allocator.release()
         if event >= 0:
@@ -228,5 +231,5 @@ def replay(
         elif sizes[~event]:
             given = of[~event].free(~event)
             allocated -= 0 if ~event in passing else given
-    reserved = sum(allocator.reserved_bytes for allocator in pools.values())
+    reserved = max(reserved, sum(allocator.reserved_bytes for allocator in pools.values()))
     return Replay(peak_allocated, max(reserved, peak_allocated), peak_event)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from sftplan.cost.allocator import replay
 from sftplan.cost.blocks import round_size
+from sftplan.cost.captured import captured as as_captured
+from sftplan.cost.captured import stretches
 from sftplan.step.tape import ASIDE
 
 if TYPE_CHECKING:
@@ -31,16 +33,19 @@ class Peaks:
 
 
 def exact_peaks(events: Events, *, expandable: bool, captured: bool = False) -> Peaks:
-    """Every event through the allocator.
-
-    `captured` passes are CUDA graphs, which take their memory from a pool of their own (torch.cuda.graph).
-    """
+    """Every event through the allocator; `captured` passes are CUDA graphs."""
+    emptied_at = [begins(events)]
     named = {kind: kind.partition(ASIDE) for kind in set(events.kinds)}
-    streams = _own_pool(events) if captured else [named[kind][2] for kind in events.kinds]
+    if captured:
+        graphs = as_captured(events)
+        events, streams = graphs.events, graphs.pools
+        emptied_at.append(graphs.emptied_at)
+    else:
+        streams = [named[kind][2] for kind in events.kinds]
     passing = passing_weights(events)
     result = replay(
         events.events, events.sizes, expandable=expandable, streams=streams,
-        emptied_at=begins(events), passing=passing,
+        emptied_at=emptied_at, passing=passing,
     )  # fmt: skip
     kinds: Counter[str] = Counter()
     for event in events.events[: result.peak_event + 1]:
@@ -75,24 +80,6 @@ def passing_weights(events: Events | Tape) -> frozenset[int]:
     )  # fmt: skip
 
 
-def _own_pool(events: Events) -> list[str]:
-    """For each storage the pool that it is from: what a forward or backward pass takes is from another."""
-    pools = [""] * len(events.kinds)
-    for start, stop, label in _stretches(events):
-        if label.partition(" ")[0] in ("forward", "backward"):
-            for event in events.events[start:stop]:
-                if event >= 0:
-                    pools[event] = "passes"
-    return pools
-
-
-def _stretches(events: Events | Tape) -> Iterator[tuple[int, int, str]]:
-    """Where each marked stretch begins and ends, and its label."""
-    bounds = [position for position, _ in events.marks] + [len(events.events)]
-    for (start, label), stop in zip(events.marks, bounds[1:], strict=True):
-        yield start, stop, label
-
-
 def describe(label: str) -> str:
     """The name of a segment as a person says it.
 
@@ -121,13 +108,13 @@ def allocated_bound_bytes(few: Tape, multiplicity: Mapping[int, int]) -> int:
     for passing in passing_weights(few):
         sizes[passing] = 0
     live = peak = 0
-    for start, stop, label in _stretches(few):
+    for start, stop, label in stretches(few):
         number = label.rpartition(" ")[2]
         if number.isdigit():
-            stretches = iter([(multiplicity.get(int(number), 1), few.events[start:stop])])
+            runs = iter([(multiplicity.get(int(number), 1), few.events[start:stop])])
         else:
-            stretches = _by_layer(few, start, stop, multiplicity)
-        for times, events in stretches:
+            runs = _by_layer(few, start, stop, multiplicity)
+        for times, events in runs:
             highest, net = _excursion(events, sizes)
             last = live + net * (times - 1)
             peak = max(peak, live + highest, last + highest)

@@ -97,10 +97,19 @@ def test_segments_go_whole_or_stay() -> None:
 def test_an_empty_cache_changes_nothing(operations: list[tuple[bool, int, int]]) -> None:
     sizes = [size for _, size, _ in operations]
     events = list(range(len(sizes)))
-    for position in (None, 0, len(events)):
-        assert replay(events, sizes, expandable=True, emptied_at=position) == replay(
+    for positions in ((), (0,), (len(events),)):
+        assert replay(events, sizes, expandable=True, emptied_at=positions) == replay(
             events, sizes, expandable=True
         )
+
+
+def test_the_reserve_of_the_building_does_not_count_and_that_of_every_step_does() -> None:
+    sizes = [40 * MIB, 400 * MIB, 410 * MIB]
+    events = [0, 1, ~1, 2, ~2, 1]  # the larger block finds no room where the smaller was
+    built = replay(events, sizes, expandable=False, emptied_at=(5,))
+    assert built.peak_reserved_bytes == built.peak_allocated_bytes == 450 * MIB
+    step = replay(events, sizes, expandable=False, emptied_at=(1, 5))
+    assert step.peak_reserved_bytes == 850 * MIB
 
 
 @pytest.mark.parametrize("size", [1, 512, 513, 3 * MIB + 1])

@@ -96,17 +96,17 @@ def _run(
 ) -> dict[str, Tensor]:
     """Births and deaths of a graph's buffers; what is alive at its end, by buffer.
 
+    `held` is what it begins with, and changes: a caller that kept it would keep all that dies.
     `attend` is called once the attention's gradients have their places: its kernels need more.
     """
-    by_buffer = dict(held)
     for born, buffer in graph.events:
         if born:
-            by_buffer[buffer.name] = tape.empty(buffer.shape, buffer.dtype)
+            held[buffer.name] = tape.empty(buffer.shape, buffer.dtype)
             if buffer.name == "d v" and attend is not None:
                 attend()
         else:
-            by_buffer.pop(buffer.name, None)
-    return by_buffer
+            held.pop(buffer.name, None)
+    return held
 
 
 def _backward(

@@ -1,0 +1,78 @@
+"""Laws of passes that are CUDA graphs: what the capture changes of a job's events, and what it must not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sftplan.cost.captured import PASSES, captured, stretches
+from sftplan.cost.memory import exact_peaks
+from sftplan.cost.timeline import last_step_start
+from sftplan.facts.catalogue import builtin
+from sftplan.facts.strategy import Attention, Loss, Precision, Strategy
+from sftplan.step.batch import Batch
+from sftplan.step.repeat import Events
+from sftplan.step.simulate import simulate
+
+strategies = st.builds(
+    Strategy,
+    precision=st.sampled_from([Precision.BF16_MASTER, Precision.BF16_MIXED]),
+    attention=st.just(Attention.VARLEN),
+    packing=st.just(True),
+    loss=st.sampled_from([Loss.RESPONSE, Loss.CHUNKED]),
+    accumulation=st.integers(1, 3),
+    compile=st.booleans(),
+)
+
+
+def job(strategy: Strategy, name: str = "gpt2") -> Events:
+    """The first two steps of three layers."""
+    model = replace(builtin(name), num_layers=3)
+    tape = simulate(model, strategy, Batch(rows=2, length=256, num_targets=300))
+    return Events(tape.events, tape.sizes, tape.kinds, tape.marks)
+
+
+@settings(max_examples=12, deadline=None)
+@given(strategies, st.sampled_from(["gpt2", "llama-3.2-1b"]))
+def test_a_capture_moves_memory_and_makes_none(strategy: Strategy, name: str) -> None:
+    plain = job(strategy, name)
+    graphs = captured(plain)
+    events = graphs.events
+    assert max(Counter(events.events).values()) == 1  # everything is born once, and dies once
+    born: set[int] = set()
+    for event in events.events:
+        assert event >= 0 or ~event in born
+        born.add(event)
+    assert [label for *_, label in stretches(events)] == [label for *_, label in stretches(plain)]
+    one, other = (exact_peaks(plain, expandable=True, captured=c) for c in (False, True))
+    assert one.allocated_bytes == other.allocated_bytes
+    assert one.by_category == other.by_category
+
+
+@settings(max_examples=12, deadline=None)
+@given(strategies)
+def test_only_passes_of_later_steps_have_a_pool_of_their_own(strategy: Strategy) -> None:
+    plain = job(strategy)
+    graphs = captured(plain)
+    first = {e for e in plain.events[: last_step_start(plain)] if e >= 0}
+    assert not any(graphs.pools[storage] for storage in first)
+    kinds = [graphs.events.kinds[n] for n, pool in enumerate(graphs.pools) if pool == PASSES]
+    assert {"workspace", "activations", "gradients"} <= set(kinds)
+    assert not {"weights", "optimizer"} & set(kinds)
+
+
+def test_the_pool_is_empty_until_the_capture() -> None:
+    graphs = captured(job(Strategy(attention=Attention.VARLEN, packing=True)))
+    before = graphs.events.events[: graphs.emptied_at]
+    assert PASSES not in {graphs.pools[storage] for storage in before if storage >= 0}
+    assert PASSES in graphs.pools
+
+
+def test_workspaces_are_taken_anew() -> None:
+    events = job(Strategy(attention=Attention.VARLEN, packing=True))
+    graphs = captured(events)
+    before, after = (kinds.count("workspace") for kinds in (events.kinds, graphs.events.kinds))
+    assert after == 2 * before > 0
