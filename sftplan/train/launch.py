@@ -33,6 +33,8 @@ BUILD_HINT = (
     "`apt install g++` and `pip install ninja`; with several CUDA versions, CUDA_HOME names the one"
 )
 ALLOCATOR_VARIABLE = "PYTORCH_ALLOC_CONF"
+OLD_ALLOCATOR_VARIABLE = "PYTORCH_CUDA_ALLOC_CONF"  # read where the other is not set
+SEGMENTS = "expandable_segments"
 
 
 def launch(
@@ -192,9 +194,14 @@ def _recorded(
 
 
 def set_allocator(plan: Plan) -> None:
-    """PyTorch reads how it takes memory from the environment, once, before the first allocation."""
-    if plan.strategy.allocator is Allocator.EXPANDABLE and sys.platform == "linux":
-        os.environ.setdefault(ALLOCATOR_VARIABLE, "expandable_segments:True")
+    """Ask PyTorch to take memory as the plan counts on it; it reads this once, before its first allocation.
+
+    What else the environment asks of the allocator stays.
+    """
+    expandable = plan.strategy.allocator is Allocator.EXPANDABLE and sys.platform == "linux"
+    asked = os.environ.get(ALLOCATOR_VARIABLE) or os.environ.get(OLD_ALLOCATOR_VARIABLE) or ""
+    others = [each for each in asked.split(",") if each and not each.startswith(SEGMENTS)]
+    os.environ[ALLOCATOR_VARIABLE] = ",".join([*others, f"{SEGMENTS}:{expandable}"])
 
 
 def versions() -> Mapping[str, str | None]:

@@ -109,7 +109,8 @@ def _cap(request: Request, device: torch.device) -> None:
     """Leave PyTorch no more than a smaller card would."""
     if request.cap_bytes is not None and device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(request.cap_bytes / total, device)
+        share = min(1.0, request.cap_bytes / total)
+        torch.cuda.set_per_process_memory_fraction(share, device)
 
 
 def _measured(run: DryRun) -> dict[str, Any]:

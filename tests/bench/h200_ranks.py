@@ -31,6 +31,7 @@ from ranks_cases import Case, machine, plan_of
 from sftplan.detect.gpus import detect
 from sftplan.facts.hardware import Hardware, Host
 from sftplan.train.demo import write_demo_model
+from sftplan.verify.fit import beside_host
 from sftplan.verify.profile import measure_here
 
 STEPS = 4  # that are timed
@@ -42,10 +43,10 @@ PHASES = ("data", "forward", "backward", "communication", "optimizer")
 COLUMNS = (
     "name", "status", "gpus", "hardware", "host_cpus", *ranks_cases.COLUMNS,
     *(f"{q}{end}" for q in QUANTITIES for end in ("", "_predicted")), *(f"{p}_s" for p in PHASES),
-    "communication_s_predicted", "host_rss", "first_step_s", "tokens_per_s", "outside", "taken_meanwhile",
+    "communication_s_predicted", "host_rss", "host_scale", "first_step_s", "tokens_per_s", "outside", "taken_meanwhile",
     "phase_peak_bytes", "step_seconds", "took_s",
 )  # fmt: skip
-SHOWN = ("name", "status", *QUANTITIES, *(f"{p}_s" for p in PHASES[1:]))
+SHOWN = ("name", "status", *QUANTITIES, "beside_host", *(f"{p}_s" for p in PHASES[1:]))
 MIB = 2**20
 SIZES = [2**16, *(MIB * 4**power for power in range(6))]  # 64 KB, then 1 MB to 1 GB
 
@@ -81,7 +82,7 @@ def dry_run(case: Case, hardware: Hardware, *, cpu: bool) -> dict[str, Any]:
     return row | {
         "allocated": found["peak_allocated_bytes"], "reserved": found["peak_reserved_bytes"],
         "used": found["used_bytes"], "host": host.most - host.before, "host_rss": found["host_peak_bytes"],
-        "step_s": found["step_s"], "first_step_s": found["first_step_s"], "outside": found["outside_bytes"],
+        "host_scale": found.get("host_scale"), "step_s": found["step_s"], "first_step_s": found["first_step_s"], "outside": found["outside_bytes"],
         "tokens_per_s": found["tokens_per_s"], "taken_meanwhile": found["taken_meanwhile_bytes"],
         **{f"{name}_s": phases.get(name) for name in PHASES}, "step_seconds": json.dumps(found["step_seconds"]),
         "phase_peak_bytes": json.dumps(found["phase_peak_bytes"]),
@@ -118,7 +119,14 @@ def judge(path: Path) -> None:
             whole = ("zero", "micro_batch", "accumulation", "seq_len")
             case = Case(**(texts | {name: int(texts[name]) for name in whole}))
             host = Host(num_cpus=int(row["host_cpus"]))
-            row |= predicted(case, machine(row["hardware"], int(row["gpus"]), host))
+            hardware = machine(row["hardware"], int(row["gpus"]), host)
+            row |= predicted(case, hardware)
+            if row.get("host_scale"):  # as slow as the host was just after
+                slow = beside_host(hardware, hardware, float(row["host_scale"]))
+                seconds = plan_of(case, slow).time.step_s
+                line["beside_host"] = (
+                    f"{row['host_scale'][:4]} {seconds / float(row['step_s']) - 1:+.1%}"
+                )
             line |= {q: f"{float(row[q]):.4g} {_error(row, q):+.1%}" for q in QUANTITIES if row[q]}
             line |= {f"{p}_s": float(row[f"{p}_s"]) for p in PHASES if row[f"{p}_s"]}
         shown.append(line)

@@ -53,7 +53,7 @@ COLUMNS = (
 )
 QUANTITIES = ("allocated", "reserved", "used", "host", "step_s")
 MEASURED = (*(f"{q}{end}" for q in QUANTITIES for end in ("", "_predicted")),
-            "host_rss", "forward_s", "backward_s", "optimizer_s", "first_step_s", "phase_peak_bytes")  # fmt: skip
+            "host_rss", "host_scale", "forward_s", "backward_s", "optimizer_s", "first_step_s", "phase_peak_bytes")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def measured(case: Case, events: Path | None) -> dict[str, Any]:
         "status": "out of memory" if "out_of_memory" in found else "ok",
         "allocated": found.get("peak_allocated_bytes"), "reserved": found.get("peak_reserved_bytes"),
         "used": found.get("used_bytes"), "host": host.most - host.before, "host_rss": found.get("host_peak_bytes"),
-        "step_s": found.get("step_s"), "first_step_s": found.get("first_step_s"),
+        "step_s": found.get("step_s"), "host_scale": found.get("host_scale"), "first_step_s": found.get("first_step_s"),
         **{f"{name}_s": phases.get(name) for name in ("forward", "backward", "optimizer")},
         "phase_peak_bytes": json.dumps(found.get("phase_peak_bytes")),
     }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from sftplan.data.demo import DEMO_FILE
 from sftplan.errors import DriftError, ExitCode, NotReadyError, UsageError
 from sftplan.facts.catalogue import builtin
 from sftplan.facts.profiles import load_hardware
-from sftplan.facts.strategy import Offload
+from sftplan.facts.strategy import Allocator, Offload
 from sftplan.plan.drift import check_drift, machine_differences
 from sftplan.plan.file import plan_sha256, write_plan
 from sftplan.plan.verified import verification_beside, verification_file
@@ -285,3 +286,29 @@ def test_the_plan_decides_on_what_is_trained(tmp_path: Path) -> None:
         trains_on_prompt(responses, True)
     with pytest.raises(UsageError, match="the plan counts the responses alone"):
         training.launch(responses, data=str(DEMO_FILE), out=tmp_path / "x", train_on_prompt=True)
+
+
+@pytest.mark.parametrize(
+    ("allocator", "before", "after"),
+    [
+        ("expandable", {}, "expandable_segments:True"),
+        ("default", {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}, "expandable_segments:False"),
+        (
+            "expandable",
+            {"PYTORCH_CUDA_ALLOC_CONF": "roundup_power2_divisions:[256:1,512:2],expandable_segments:False"},
+            "roundup_power2_divisions:[256:1,512:2],expandable_segments:True",
+        ),
+    ],
+)  # fmt: skip
+def test_the_allocator_is_the_planned_one_whatever_the_environment_asks(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, allocator: str, before: dict[str, str], after: str
+) -> None:
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(training.sys, "platform", "linux")
+    for name, value in before.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", os.environ.get("PYTORCH_ALLOC_CONF", ""))
+    strategy = replace(plan.strategy, allocator=Allocator(allocator))
+    training.set_allocator(replace(plan, strategy=strategy))
+    assert os.environ["PYTORCH_ALLOC_CONF"] == after
