@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 REDUCING = f"{ASIDE}reduce"  # reduction_stream; stage3.py, reduce_and_partition_stream
 GATHERING = f"{ASIDE}gather"  # parameter_offload.py, __allgather_stream
 NORM_BYTES = 8  # DeepSpeed squares and sums gradients in fp64 (runtime/utils.py, get_norm_dtype)
+NORM_PART_ELEMENTS = 250_000_000  # stage3.py, _constant_buffered_norm2
 
 
 class Shards:
@@ -86,22 +87,41 @@ class Shards:
             del copy
 
     def _cut(self) -> None:
-        """One by one: each is here whole for that long (partition_parameters.py, _convert_to_zero_parameters)."""
-        ranks = self.sharding.ranks
+        """Weight by weight, each here whole for that long; then the shares of all in one place.
+
+        partition_parameters.py, _convert_to_zero_parameters; stage3.py, __init__ and
+        _create_fp16_partitions_with_defragmentation.
+        """
+        ranks, on_gpu = self.sharding.ranks, not self.sharding.offloads_weights
+        parts = []
         for layer, weight in self.weights.ordered:
             self.tape.enter(layer)
-            self.tape.scratch(weight.numel * self.size)
-        for layer, elements in self.layer_elements().items():
-            self.tape.enter(layer)
-            held = 0 if self.sharding.offloads_weights else share(elements, ranks)
-            flat = self.tape.storage(held * self.size, "weights")
-            for owner, weight in self.weights.ordered:
-                if owner == layer:
-                    weight.storage = flat
-            if not self.sharding.offloads_optimizer:
-                self._hold(share(elements, ranks) * DType.FP32.size, "optimizer")
-                self._hold(share(elements, ranks) * self.size, "gradients")
+            whole = self.tape.storage(weight.numel * self.size, "temporary")
+            if on_gpu:
+                parts.append(self.tape.storage(share(weight.numel, ranks) * self.size, "weights"))
+            del whole
         self.tape.enter(None)
+        del parts
+        mine = sum(share(numel, ranks) for numel in self.numels)
+        flat = self.tape.storage(mine * self.size if on_gpu else 0, "weights")
+        for _, weight in self.weights.ordered:
+            weight.storage = flat
+        if not self.sharding.offloads_optimizer:
+            self._take_masters()
+            self._hold(mine * self.size, "gradients")
+
+    def _take_masters(self) -> None:
+        """Group by group from a copy in fp32, which goes once the next one is there.
+
+        stage3.py, _create_fp32_partitions; initialize_optimizer_states then takes a gradient of the largest.
+        """
+        flats = self.flats()
+        copy = None
+        for flat in flats:
+            copy = self.tape.storage(flat * DType.FP32.size, "temporary")
+            self._hold(flat * DType.FP32.size, "optimizer")
+        del copy
+        self.tape.scratch(max(flats) * DType.FP32.size)
 
     def _hold(self, num_bytes: int, kind: str) -> None:
         self._held.append(self.tape.storage(num_bytes, kind))
@@ -109,8 +129,10 @@ class Shards:
     def begin_pass(self, *, last: bool) -> None:
         """Stage 3: the whole weights that are there at once while a pass runs.
 
-        A single rank uses its share as it is, unless that is on the host. Between ranks what is on
-        its way is there twice: as it arrives, and cut to the weights.
+        A single rank uses its share as it is, unless that is on the host. What runs is there however
+        large it is, and nothing is fetched ahead beyond the limit (partitioned_param_coordinator.py,
+        fetch_sub_module). Between ranks what is on its way is there twice: as it arrives, and cut to the
+        weights.
         """
         sharding, self._last = self.sharding, last
         if sharding.stage < 3 or (sharding.ranks == 1 and not sharding.offloads_weights):
@@ -118,7 +140,7 @@ class Shards:
         layers = self.layer_elements()
         block = max((count for layer, count in layers.items() if layer is not None), default=0)
         outside = max(weight.numel for layer, weight in self.weights.ordered if layer is None)
-        whole = min(self.elements, live_elements(block) + outside)
+        whole = min(self.elements, max(live_elements(block), outside))
         self._gathered.append(self.tape.storage(whole * self.size, f"weights{GATHERING}"))
         if sharding.ranks > 1:
             coming = min(whole, PREFETCH_BUCKET_ELEMENTS) * self.size
@@ -129,8 +151,7 @@ class Shards:
 
         From stage 2 on in every pass; in stage 1 in the last one, while the pass goes on only where
         reducing overlaps with it (stage_1_and_2.py, process_gradients). The first one of a pass brings
-        the bucket into being (setup_buckets), and the room for the rank's share of all. What goes to
-        the host is measured in fp64 and brought to fp32 first.
+        the bucket into being (setup_buckets), and the room for the rank's share of all.
         """
         sharding, owner = self.sharding, self.tape.owner
         taken = sharding.stage >= 2 or (sharding.overlaps and self._last)
@@ -143,10 +164,22 @@ class Shards:
                 self.hold_gradients()
             self.tape.enter(owner)
         if taken and sharding.offloads_optimizer:
-            mine = share(gradient.numel, sharding.ranks)
-            self.tape.scratch(mine * NORM_BYTES, stream=REDUCING)
-            self.tape.scratch(mine * DType.FP32.size, stream=REDUCING)
+            self._send_to_host(share(gradient.numel, sharding.ranks))
         return taken
+
+    def _send_to_host(self, elements: int) -> None:
+        """A gradient is measured in fp64 and brought to fp32.
+
+        Stage 3 does so with a copy that was on the host already, part by part (stage3.py, partition_grads and
+        _constant_buffered_norm2).
+        """
+        copy, part = None, elements
+        if self.sharding.stage == 3:
+            copy = self.tape.storage(elements * self.size, f"temporary{REDUCING}")
+            part = min(elements, NORM_PART_ELEMENTS)
+        self.tape.scratch(part * NORM_BYTES, stream=REDUCING)
+        self.tape.scratch(elements * DType.FP32.size, stream=REDUCING)
+        del copy
 
     def hold_gradients(self) -> None:
         """The rank's share of the gradients, which stays until the step, unless the host has it.

@@ -271,7 +271,7 @@ def test_allocators_agree_on_what_is_live() -> None:
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama-3.2-1b"])
-def test_stage_3_has_of_the_weights_no_more_than_shares_and_one_whole(name: str) -> None:
+def test_stage_3_has_of_the_weights_no_more_than_shares_and_the_one_that_is_cut(name: str) -> None:
     """They are built on the host and cut up one by one."""
     model, ranks = small(name, 3), 8
     strategy = Strategy(precision=Precision.BF16_MASTER, zero=3, offload=Offload.OPTIMIZER)
@@ -286,7 +286,7 @@ def test_stage_3_has_of_the_weights_no_more_than_shares_and_one_whole(name: str)
 
     table = 2 * model.vocab_size * model.hidden_size
     shares = 2 * num_parameters(model) / ranks
-    assert most == pytest.approx(max(table, shares), rel=1e-3)
+    assert most == pytest.approx(max(table * (1 + 1 / ranks), shares), rel=1e-3)
 
 
 def test_70b_fits_eight_cards_of_80_gb_because_no_card_ever_has_all_of_it() -> None:
