@@ -13,6 +13,7 @@ repeats work and a larger batch repeats none:
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Ledger:
         self.hardware = hardware
         self._bytes: dict[Strategy, int] = {}
         self._seconds: dict[Strategy, float] = {}
+        self._inflation: dict[Strategy, float] = {}  # by branch
         self._exact: dict[Strategy, Estimate] = {}
 
     @property
@@ -76,6 +78,14 @@ class Ledger:
             self._bytes[strategy] = self.coster.bound_bytes(strategy, self.hardware)
         return self._bytes[strategy]
 
+    def needed_bytes(self, strategy: Strategy) -> float:
+        """The cheap memory, with what exact estimates have shown to be missing from it.
+
+        Reserved memory exceeds the cheap estimate by a share that is alike within a branch: for all
+        micro-batches of otherwise equal strategies.
+        """
+        return self.used_bytes(strategy) * self._inflation.get(_branch(strategy), 1.0)
+
     def step_s(self, strategy: Strategy) -> float:
         """The cheap step time of a strategy."""
         if strategy not in self._seconds:
@@ -85,8 +95,15 @@ class Ledger:
     def exact(self, strategy: Strategy) -> Estimate:
         """The exact estimate of a strategy."""
         if strategy not in self._exact:
-            self._exact[strategy] = self.coster.estimate(strategy, self.hardware)
+            estimate = self._exact[strategy] = self.coster.estimate(strategy, self.hardware)
+            over = estimate.memory.used_bytes / max(self.used_bytes(strategy), 1)
+            branch = _branch(strategy)
+            self._inflation[branch] = max(over, self._inflation.get(branch, 1.0))
         return self._exact[strategy]
+
+
+def _branch(strategy: Strategy) -> Strategy:
+    return replace(strategy, micro_batch=1, accumulation=1)
 
 
 def capacity_bytes(hardware: Hardware) -> int:

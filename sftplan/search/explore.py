@@ -96,7 +96,7 @@ class Explorer:
         return self._ledger.step_s(branch.at(index)) / branch.examples
 
     def _fits(self, branch: Branch, index: int) -> bool:
-        return self._ledger.used_bytes(branch.at(index)) <= self._limit
+        return self._ledger.needed_bytes(branch.at(index)) <= self._limit
 
     def _by_promise(self, families: Sequence[Family]) -> list[tuple[float, Family]]:
         """With what each family could reach; padded rows reach no more than the same packed."""
@@ -118,7 +118,7 @@ class Explorer:
         return min(self._seconds(branch, index) for index in range(last + 1))
 
     def _can_fit(self, leanest: Branch) -> bool:
-        return self._fits(leanest, 0) or self._fits(leanest, len(leanest.micros) - 1)
+        return _least_bytes(self._ledger, leanest) <= self._limit
 
     def _explore(self, family: Family) -> None:
         """All branches, savers last; one too slow at its best rules out those that save more."""
@@ -139,8 +139,8 @@ class Explorer:
                 continue
             seconds = self._seconds(branch, index)
             strategy = branch.at(index)
-            used = self._ledger.used_bytes(strategy)
-            self._found.append(Candidate(strategy=strategy, used_bytes=used, seconds=seconds))
+            needed = int(self._ledger.needed_bytes(strategy))
+            self._found.append(Candidate(strategy=strategy, used_bytes=needed, seconds=seconds))
             self._fastest = min(self._fastest, seconds)
             if branch.steady and index < top and not self._may_win(seconds):
                 break

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
 Minimize = Literal["time", "cost", "memory"]
 
-# Exact estimates after which a family of strategies is taken not to fit but for its leanest.
-MAX_TRIES = 3
+MAX_TRIES = 3  # exact estimates that show what they show of one branch alone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,25 +73,21 @@ def best_option(search: Search) -> Option:
 def settle(search: Search, families: Sequence[Family], limit: float) -> Option | None:
     """The best of these families that needs at most `limit` bytes, verified; None if none does.
 
-    Reserved memory exceeds the cheap estimate by a share that is alike among neighbours: what an
-    exact estimate shows of it, the next try allows for.
+    What an exact estimate shows of a branch, the next try allows for there; after some tries it is
+    taken to hold everywhere.
     """
-    inflation = 1.0
-    for _ in range(MAX_TRIES):
-        ranked = _ranked(search, families, limit / inflation)
+    worst = 1.0
+    for number in range(MAX_TRIES + 1):
+        ranked = _ranked(search, families, limit if number < MAX_TRIES else limit / worst)
         if not ranked:
             break
-        option = search.option(ranked[0].strategy)
+        first = ranked[0]
+        option = search.option(first.strategy)
         if _holds(option, limit):
             return option
         if missing_host_bytes(option.estimate, search.hardware):
             return None  # a smaller batch does not ease the host, which holds states
-        over = option.estimate.memory.used_bytes / max(ranked[0].used_bytes, 1)
-        inflation = max(over, inflation * 1.001)
-    else:
-        ranked = _ranked(search, families, limit / inflation)
-        if ranked and _holds(search.option(ranked[0].strategy), limit):
-            return search.option(ranked[0].strategy)
+        worst = max(worst, option.estimate.memory.used_bytes / max(first.used_bytes, 1))
     return _last_resort(search, families, limit)
 
 

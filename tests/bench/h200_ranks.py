@@ -193,7 +193,7 @@ def curve(args: argparse.Namespace, deadline: Deadline) -> None:
         }
         alone = _training_case(args, micro_batch=8, style="uncompiled", accumulation=args.gpus)
         runs = {"one": _training(args, alone, 1, steps=steps, **more)}
-        for zero in (0, 3, 2, 1):
+        for zero in (3, 2, 1, 0):
             case = _training_case(args, micro_batch=8, style="uncompiled", zero=zero)
             runs[f"zero-{zero}"] = _training(args, case, args.gpus, steps=steps, **more)
         runs["one, again"] = runs["one"]

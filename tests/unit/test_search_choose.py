@@ -369,6 +369,31 @@ COUPLED = (
 )
 
 
+class UnevenCoster(ToyCoster):
+    """The loss on all response positions at once leaves the allocator holes, that in chunks none."""
+
+    def estimate(self, strategy: Strategy, hardware: Hardware) -> Estimate:
+        estimate = super().estimate(strategy, hardware)
+        if strategy.loss is not Loss.CHUNKED:
+            return estimate
+        memory = estimate.memory
+        return replace(estimate, memory=replace(memory, used_bytes=memory.peak_allocated_bytes))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(7.5, 18), st.floats(1.02, 1.2))
+def test_what_one_branch_shows_rules_out_no_other(gib: float, excess: float) -> None:
+    pins: dict[str, Any] = {"checkpointing": Checkpointing.FULL, "precision": Precision.BF16_MASTER}
+    toy = UnevenCoster(
+        workload=workload(), excess=(excess,), weights_gib=0.4, logits_gib=0.02, chunk=0.03, dispatch_s=1.0
+    )  # fmt: skip
+    pins |= {"compile": True, "offload": Offload.NONE}
+    uneven = Job(machine=hardware(gib), toy=toy, pins=pins)
+    choice, feasible = uneven.choose(), uneven.brute_force()
+    fastest = min(per_example(estimate) for _, estimate in feasible)
+    assert per_example(choice.estimate) <= fastest * (1 + TIE_FRACTION) * (1 + 1e-9)
+
+
 @settings(max_examples=60, deadline=None)
 @given(jobs())
 def test_a_neighbour_differs_in_one_decision(job: Job) -> None:
