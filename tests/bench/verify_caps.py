@@ -5,7 +5,8 @@ reserve the cap less the context, and the plan runs 20 steps. Else everything ch
 next best by prediction of every branch of the search's grid (precision, checkpointing, loss, compilation,
 micro-batch) that is not predicted to need more than the cap by a tenth is run once without a cap; best under
 a cap is the fastest of a model that was measured to need no more. `--gib 80,32` and `--models gpt2` take some:
-whether plans run does not change where several are tried at once on one GPU, their speed does.
+whether plans run does not change where several are tried at once on one GPU, their speed does. With `--judge`
+nothing runs: the choices of this version for the GPU of `--profile` among the rows of OUT.csv.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ TOKENS_PER_STEP = 65_536
 COLUMNS = ("name", "cap_gib", "model", "seq_len", "chosen", "micro_batch", "accumulation", "precision", "checkpointing",
            "attention", "loss", "packing", "compile", "verdict", "tokens_per_s_predicted")  # fmt: skip
 PINS = read_pins({"zero": 0, "offload": "none", "optimizer": "adamw"})
+ENOUGH = 0.97
 SLACK = 1.1  # of the cap, by prediction: what needs more is not tried
 KNOBS = (
     "precision",
@@ -53,10 +55,10 @@ KNOBS = (
 )
 
 
-def chosen_plan(job: tuple[float, str, int]) -> Plan:
+def chosen_plan(job: tuple[float, str, int], profile: str | None = None) -> Plan:
     """What `plan` chooses under a cap, on packed instruction data, without what one GPU cannot launch."""
     gib, name, seq_len = job
-    model, machine = resolve_model(name), capped(gib)
+    model, machine = resolve_model(name), capped(gib, profile)
     workload = Workload(
         seq_len=seq_len,
         global_batch=TOKENS_PER_STEP // seq_len,
@@ -111,9 +113,7 @@ def measure_caps(args: Any) -> None:
     """All caps and models."""
     deadline = time.monotonic() + args.seconds
     table = Table(args.out, (*COLUMNS, *MEASURED), args.done)
-    caps = [int(gib) for gib in args.gib.split(",")] if args.gib else CAPS_GIB
-    wanted = args.models.split(",") if args.models else [model for model, _ in MODELS]
-    points = [(gib, *model) for gib in caps for model in MODELS if model[0] in wanted]
+    points = points_of(args)
     with ProcessPoolExecutor(PLANNERS) as pool:
         plans = list(pool.map(chosen_plan, points))
         fitting = [(plan, *point) for plan, point in zip(plans, points, strict=True) if plan.fits]
@@ -135,6 +135,22 @@ def measure_caps(args: Any) -> None:
                 grid.setdefault(_words(plan, point[1:]), (plan, "any", tuple(point[1:])))
         _run(table, list(grid.values()), deadline, capped_to=False)
     report(table, fitting)
+
+
+def points_of(args: Any) -> list[tuple[int, str, int]]:
+    """Caps and models that were asked for."""
+    caps = [int(gib) for gib in args.gib.split(",")] if args.gib else CAPS_GIB
+    wanted = args.models.split(",") if args.models else [model for model, _ in MODELS]
+    return [(gib, *model) for gib in caps for model in MODELS if model[0] in wanted]
+
+
+def judge_caps(args: Any) -> None:
+    """This version's choices among rows that were measured."""
+    points = points_of(args)
+    plans = [chosen_plan(point, args.profile) for point in points]
+    report(
+        Table(args.out, (), []), [(plan, *point) for plan, point in zip(plans, points, strict=True)]
+    )
 
 
 def _words(plan: Plan, model: Any) -> str:
@@ -172,6 +188,7 @@ def report(table: Table, fitting: list[Any]) -> None:
     for plan, gib, *model in fitting:
         mine = rows.get(f"any GiB {_words(plan, model)}")
         if mine is None:
+            print(f"{gib:>3} GiB not measured: {_words(plan, model)}")
             continue
         fit = [row for row in rows.values() if row["model"] == model[0] and int(row["used"]) <= gib * GIB]  # fmt: skip
         best = max([*fit, mine], key=lambda row: float(row["tokens_per_s"]))
@@ -182,4 +199,8 @@ def report(table: Table, fitting: list[Any]) -> None:
         )
     if shares:
         mean = sum(shares) / len(shares)
-        print(f"{len(shares)} points: mean {mean:.3f}, worst {min(shares):.3f} of the best tried")
+        enough = sum(share >= ENOUGH for share in shares)
+        print(
+            f"{len(shares)} points: mean {mean:.3f}, worst {min(shares):.3f} of the best tried, "
+            f"{enough} at {ENOUGH} or more"
+        )

@@ -246,9 +246,14 @@ def main() -> None:
     parser.add_argument("--only", choices=("compiled", "eager"), help="some of the cases")
     parser.add_argument("--judge", action="store_true")
     parser.add_argument("--calibration", type=Path)
+    parser.add_argument("--profile", help="of the GPU whose rows under caps are judged")
     parser.add_argument("--done", type=Path, action="append", default=[])
     args = parser.parse_args()
-    if args.judge:
+    if args.judge and args.caps:
+        from verify_caps import judge_caps
+
+        judge_caps(args)
+    elif args.judge:
         from verify_judge import judge
 
         judge(args.out, args.calibration)
