@@ -20,6 +20,10 @@ PERSISTENCE_ELEMENTS = 100_000  # DeepSpeed's default: smaller parameters stay g
 # 1e9 is 6 GB beside a model that was sharded to save less.
 SUB_GROUP_ELEMENTS = 100_000_000
 
+# Blocks that the host may be ahead of the GPU under stage 3, so that gathered weights are soon free again:
+# one that runs, one that waits (train/ahead.py).
+AHEAD_BLOCKS = 2
+
 
 def reuse_elements(block_elements: int) -> int:
     """How far ahead stage 3 looks before it lets a gathered parameter go.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sftplan.facts.buckets import (
+    AHEAD_BLOCKS,
     PREFETCH_BUCKET_ELEMENTS,
     REDUCE_BUCKET_ELEMENTS,
     SUB_GROUP_ELEMENTS,
@@ -131,8 +132,8 @@ class Shards:
 
         A single rank uses its share as it is, unless that is on the host. What runs is there however
         large it is, and nothing is fetched ahead beyond the limit (partitioned_param_coordinator.py,
-        fetch_sub_module). Between ranks what is on its way is there twice: as it arrives, and cut to the
-        weights.
+        fetch_sub_module). What the GPU has not used yet stays, as far as the host is ahead. Between
+        ranks what is on its way is there twice: as it arrives, and cut to the weights.
         """
         sharding, self._last = self.sharding, last
         if sharding.stage < 3 or (sharding.ranks == 1 and not sharding.offloads_weights):
@@ -142,6 +143,7 @@ class Shards:
         outside = max(weight.numel for layer, weight in self.weights.ordered if layer is None)
         whole = min(self.elements, max(live_elements(block), outside))
         self._gathered.append(self.tape.storage(whole * self.size, f"weights{GATHERING}"))
+        self.tape.scratch(AHEAD_BLOCKS * block * self.size, stream=GATHERING)
         if sharding.ranks > 1:
             coming = min(whole, PREFETCH_BUCKET_ELEMENTS) * self.size
             self._gathered.append(self.tape.storage(coming, f"communication{GATHERING}"))

@@ -8,12 +8,15 @@ ranks, while our loss is divided by the targets of all of them already.
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import distributed
 
 from sftplan.facts.strategy import Precision
+from sftplan.train.ahead import RunAhead
+from sftplan.train.compiled import blocks_of
 from sftplan.train.engine import join_group, load_deepspeed, make_optimizer, settings_here
 from sftplan.train.sharded_state import States
 
@@ -129,6 +132,8 @@ class ShardedUpdate:
             warnings.simplefilter("ignore")  # deprecations between DeepSpeed and PyTorch
             if strategy.zero == 3:
                 _partition(deepspeed, self._root, here, device)
+                if device.type == "cuda":
+                    RunAhead(blocks_of(model), partial(torch.cuda.Event, blocking=True))
             self.engine, self.optimizer, *_ = deepspeed.initialize(
                 model=self._root, optimizer=optimizer, config=here, dist_init_required=False
             )
