@@ -37,7 +37,7 @@ from sftplan.verify.profile import measure_here
 STEPS = 4  # that are timed
 LONGEST_S = 100.0  # of a dry run or a training: none is begun with less time left
 LIMIT_S = 240.0  # a process that takes longer hangs
-TRAINING_LIMIT_S = 120.0  # likewise, of a training, which takes 30 to 65 s
+TRAINING_LIMIT_S = 90.0  # likewise, of a training, which takes 25 to 65 s
 QUANTITIES = ("allocated", "reserved", "used", "host", "step_s")
 PHASES = ("data", "forward", "backward", "communication", "optimizer")
 COLUMNS = (
