@@ -20,7 +20,7 @@ from sftplan.cost.blocks import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence, Set
+    from collections.abc import Iterable, Sequence, Set
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +219,7 @@ def replay(
     for position, event in enumerate(events):
         if position in emptied_at:
             if position != emptied_at[0]:
-                reserved = sum(allocator.reserved_bytes for allocator in pools.values())
+                reserved = max(reserved, _reserved_bytes(pools.values()))
             for allocator in pools.values():
                 allocator.release()
         if event >= 0:
@@ -231,5 +231,9 @@ def replay(
         elif sizes[~event]:
             given = of[~event].free(~event)
             allocated -= 0 if ~event in passing else given
-    reserved = max(reserved, sum(allocator.reserved_bytes for allocator in pools.values()))
-    return Replay(peak_allocated, max(reserved, peak_allocated), peak_event)
+    reserved = max(reserved, peak_allocated, _reserved_bytes(pools.values()))
+    return Replay(peak_allocated, reserved, peak_event)
+
+
+def _reserved_bytes(allocators: Iterable[CachingAllocator]) -> int:
+    return sum(allocator.reserved_bytes for allocator in allocators)

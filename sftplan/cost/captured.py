@@ -7,15 +7,9 @@ The first step is issued operation by operation. What it leaves free is given ba
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from sftplan.cost.timeline import last_step_start
-from sftplan.step.repeat import Events
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from sftplan.step.tape import Tape
+from sftplan.step.repeat import Events, stretches
 
 PASSES = "passes"  # the graphs' pool
 
@@ -29,7 +23,7 @@ class Captured:
     emptied_at: int
 
 
-def captured(events: Events) -> Captured:
+def as_captured(events: Events) -> Captured:
     """A job's events as they are where its passes are captured; its last step stands for all captured ones."""
     start = last_step_start(events)
     renewed = _workspaces(events, start)
@@ -40,13 +34,10 @@ def captured(events: Events) -> Captured:
 
 def _workspaces(events: Events, start: int) -> list[int]:
     """Those that live when the last step begins."""
-    births = [
-        event
-        for event in events.events[:start]
-        if event >= 0 and events.kinds[event] == "workspace"
-    ]
-    ended = {~event for event in events.events[:start] if event < 0}
-    return [storage for storage in births if storage not in ended]
+    before = events.events[:start]
+    ended = {~event for event in before if event < 0}
+    born = [event for event in before if event >= 0 and events.kinds[event] == "workspace"]
+    return [storage for storage in born if storage not in ended]
 
 
 def _written(events: Events, start: int, anew: dict[int, int]) -> Events:
@@ -76,10 +67,3 @@ def _pools(events: Events, start: int) -> list[str]:
                 if event >= 0:
                     pools[event] = PASSES
     return pools
-
-
-def stretches(events: Events | Tape) -> Iterator[tuple[int, int, str]]:
-    """Where each marked stretch begins and ends, and its label."""
-    bounds = [position for position, _ in events.marks] + [len(events.events)]
-    for (start, label), stop in zip(events.marks, bounds[1:], strict=True):
-        yield start, stop, label

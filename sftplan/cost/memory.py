@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from sftplan.cost.allocator import replay
 from sftplan.cost.blocks import round_size
-from sftplan.cost.captured import captured as as_captured
-from sftplan.cost.captured import stretches
+from sftplan.cost.captured import as_captured
+from sftplan.step.repeat import stretches
 from sftplan.step.tape import ASIDE
 
 if TYPE_CHECKING:

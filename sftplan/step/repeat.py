@@ -56,6 +56,13 @@ def segments(tape: Tape) -> list[Segment]:
     return out
 
 
+def stretches(events: Events | Tape) -> Iterator[tuple[int, int, str]]:
+    """Where each marked stretch begins and ends, and its label."""
+    bounds = [position for position, _ in events.marks] + [len(events.events)]
+    for (start, label), stop in zip(events.marks, bounds[1:], strict=True):
+        yield start, stop, label
+
+
 def multiplicity(layer: int | None, num_layers: int) -> int:
     """For how many layers of the many a layer of the few stands.
 

@@ -33,6 +33,7 @@ from sftplan.plan.build import plan_from_choice
 from sftplan.plan.record import Plan
 from sftplan.plan.request import read_pins
 from sftplan.units import GIB
+from sftplan.verify.fit import beside_host
 from sftplan.verify.profile import measure_here
 
 SAMPLE_S = 0.1
@@ -91,9 +92,10 @@ CASES = (
 )  # fmt: skip
 
 
-def plan_of(case: Case, num_gpus: int = 1) -> Plan:
-    """The plan of a case."""
+def plan_of(case: Case, num_gpus: int = 1, host_scale: float | None = None) -> Plan:
+    """The plan of a case, also beside a host that was measured."""
     machine = replace(h200(), host=HOST, gpus_per_node=num_gpus)
+    machine = beside_host(machine, machine, host_scale)
     workload = Workload(
         seq_len=1024, global_batch=case.micro_batch * case.accumulation, global_batch_pinned=True
     )
@@ -204,13 +206,17 @@ def judge(path: Path) -> None:
     with path.open(newline="") as stream:
         rows = [row for row in csv.DictReader(stream) if row["status"] == "ok"]
     for row in rows:
-        plan = plan_of(Case(row["model"], int(row["zero"]), row["offload"], row["checkpointing"],
-                            int(row["micro_batch"]), int(row["accumulation"])))  # fmt: skip
+        case = Case(row["model"], int(row["zero"]), row["offload"], row["checkpointing"],
+                    int(row["micro_batch"]), int(row["accumulation"]))  # fmt: skip
+        plan = plan_of(case)
         gpu = plan.memory.gpu
         for name, value in zip(QUANTITIES, (gpu.peak_allocated_bytes, gpu.peak_reserved_bytes, gpu.used_bytes,
                                             held_bytes(plan), plan.time.step_s), strict=True):  # fmt: skip
             row[f"{name}_predicted"] = str(value)
         errors = "  ".join(f"{q} {_error(row, q):+7.2%}" for q in QUANTITIES)
+        if row.get("host_scale"):
+            seconds = plan_of(case, host_scale=float(row["host_scale"])).time.step_s or 0.0
+            errors += f"  beside its host {seconds / float(row['step_s']) - 1:+.2%}"
         print(f"{row['name']:<48} {errors}")
     for quantity in QUANTITIES:
         errors = [_error(row, quantity) for row in rows]

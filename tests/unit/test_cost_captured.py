@@ -8,13 +8,13 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sftplan.cost.captured import PASSES, captured, stretches
+from sftplan.cost.captured import PASSES, as_captured
 from sftplan.cost.memory import exact_peaks
 from sftplan.cost.timeline import last_step_start
 from sftplan.facts.catalogue import builtin
 from sftplan.facts.strategy import Attention, Loss, Precision, Strategy
 from sftplan.step.batch import Batch
-from sftplan.step.repeat import Events
+from sftplan.step.repeat import Events, stretches
 from sftplan.step.simulate import simulate
 
 strategies = st.builds(
@@ -39,7 +39,7 @@ def job(strategy: Strategy, name: str = "gpt2") -> Events:
 @given(strategies, st.sampled_from(["gpt2", "llama-3.2-1b"]))
 def test_a_capture_moves_memory_and_makes_none(strategy: Strategy, name: str) -> None:
     plain = job(strategy, name)
-    graphs = captured(plain)
+    graphs = as_captured(plain)
     events = graphs.events
     assert max(Counter(events.events).values()) == 1  # everything is born once, and dies once
     born: set[int] = set()
@@ -56,7 +56,7 @@ def test_a_capture_moves_memory_and_makes_none(strategy: Strategy, name: str) ->
 @given(strategies)
 def test_only_passes_of_later_steps_have_a_pool_of_their_own(strategy: Strategy) -> None:
     plain = job(strategy)
-    graphs = captured(plain)
+    graphs = as_captured(plain)
     first = {e for e in plain.events[: last_step_start(plain)] if e >= 0}
     assert not any(graphs.pools[storage] for storage in first)
     kinds = [graphs.events.kinds[n] for n, pool in enumerate(graphs.pools) if pool == PASSES]
@@ -65,7 +65,7 @@ def test_only_passes_of_later_steps_have_a_pool_of_their_own(strategy: Strategy)
 
 
 def test_the_pool_is_empty_until_the_capture() -> None:
-    graphs = captured(job(Strategy(attention=Attention.VARLEN, packing=True)))
+    graphs = as_captured(job(Strategy(attention=Attention.VARLEN, packing=True)))
     before = graphs.events.events[: graphs.emptied_at]
     assert PASSES not in {graphs.pools[storage] for storage in before if storage >= 0}
     assert PASSES in graphs.pools
@@ -73,6 +73,6 @@ def test_the_pool_is_empty_until_the_capture() -> None:
 
 def test_workspaces_are_taken_anew() -> None:
     events = job(Strategy(attention=Attention.VARLEN, packing=True))
-    graphs = captured(events)
+    graphs = as_captured(events)
     before, after = (kinds.count("workspace") for kinds in (events.kinds, graphs.events.kinds))
     assert after == 2 * before > 0
