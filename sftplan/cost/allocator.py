@@ -205,12 +205,13 @@ def replay(
     streams: Sequence[str] | None = None,
     emptied_at: Sequence[int] = (),
     passing: Set[int] = frozenset(),
+    counted_from: int = 0,
 ) -> Replay:
     """Run a tape's events through the allocator: n is the birth of storage n, ~n its death.
 
     `streams` names for each storage the stream that takes it; without, all are on one. Before the events
     `emptied_at` the cache is emptied: the reserve of the building, before the first, counts in no peak. What is
-    `passing` has its place but counts in none either.
+    `passing` has its place but counts in none either, and nothing does before event `counted_from`.
     """
     names = set(streams or ("",))
     pools = {name: CachingAllocator(expandable=expandable) for name in names}
@@ -226,7 +227,7 @@ def replay(
             if sizes[event]:
                 taken = of[event].malloc(event, sizes[event])
                 allocated += 0 if event in passing else taken
-                if allocated > peak_allocated:
+                if allocated > peak_allocated and position >= counted_from:
                     peak_allocated, peak_event = allocated, position
         elif sizes[~event]:
             given = of[~event].free(~event)

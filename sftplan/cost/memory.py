@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sftplan.step.tape import Tape
 
 ROUNDING = "rounding"  # what blocks are larger than what was asked for
+BUILDING = "building of the model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +33,13 @@ class Peaks:
     by_category: Mapping[str, int]
 
 
-def exact_peaks(events: Events, *, expandable: bool, captured: bool = False) -> Peaks:
-    """Every event through the allocator; `captured` passes are CUDA graphs."""
+def exact_peaks(
+    events: Events, *, expandable: bool, captured: bool = False, steps_alone: bool = False
+) -> Peaks:
+    """Every event through the allocator; `captured` passes are CUDA graphs.
+
+    `steps_alone` are the peaks from the first forward pass on.
+    """
     emptied_at = [begins(events)]
     named = {kind: kind.partition(ASIDE) for kind in set(events.kinds)}
     if captured:
@@ -45,7 +51,7 @@ def exact_peaks(events: Events, *, expandable: bool, captured: bool = False) -> 
     passing = passing_weights(events)
     result = replay(
         events.events, events.sizes, expandable=expandable, streams=streams,
-        emptied_at=emptied_at, passing=passing,
+        emptied_at=emptied_at, passing=passing, counted_from=emptied_at[0] if steps_alone else 0,
     )  # fmt: skip
     kinds: Counter[str] = Counter()
     for event in events.events[: result.peak_event + 1]:
@@ -93,7 +99,7 @@ def describe(label: str) -> str:
         "forward end": "forward pass, LM head and loss",
         "forward": "forward pass, embedding",
         "backward": "backward pass of the loss",
-        "start": "building of the model",
+        "start": BUILDING,
         "optimizer": "optimizer step",
         "clip": "clipping",
     }.get(label, label)

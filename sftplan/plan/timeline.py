@@ -15,6 +15,7 @@ from sftplan.plan.evaluator import make_evaluator
 if TYPE_CHECKING:
     from sftplan.plan.record import Plan
     from sftplan.plan.record_inputs import StrategyRecord
+    from sftplan.step.repeat import Events
 
 
 def plan_timeline(plan: Plan) -> Timeline:
@@ -23,14 +24,21 @@ def plan_timeline(plan: Plan) -> Timeline:
     Raises:
         UsageError: The plan's model is not to be found any more.
     """
+    return last_step(plan_events(plan)).thinned()
+
+
+def plan_events(plan: Plan) -> Events:
+    """Every birth and death of a storage in the plan's first two steps, and while they are built.
+
+    Raises:
+        UsageError: The plan's model is not to be found any more.
+    """
     facts, machine = plan.inputs.model, plan.inputs.hardware
     model = resolve_model(facts.name if facts.source == "builtin" else facts.source)
-    strategy, workload = strategy_of(plan.strategy), workload_of(plan)
     evaluator = make_evaluator(
-        model, workload, num_gpus=machine.num_gpus, gpus_per_node=machine.gpus_per_node
+        model, workload_of(plan), num_gpus=machine.num_gpus, gpus_per_node=machine.gpus_per_node
     )
-    events = evaluator.events(strategy, chip_of(machine.gpu), model.num_layers)
-    return last_step(events).thinned()
+    return evaluator.events(strategy_of(plan.strategy), chip_of(machine.gpu), model.num_layers)
 
 
 def strategy_of(record: StrategyRecord) -> Strategy:

@@ -8,6 +8,7 @@ from sftplan.cost.timeline import Timeline
 from sftplan.units import format_gib
 from sftplan.verify import measurement as keys
 from sftplan.verify.measurement import Measurement, OutOfMemory, Phase
+from sftplan.verify.steps import steps_alone
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,15 +35,25 @@ def measurement_of(
             mode="gpu", quantities={}, out_of_memory=_out_of_memory(failed), versions=versions,
             notes=said, rehearsal=rehearse is not None,
         )  # fmt: skip
+    alone = steps_alone(plan)
     return Measurement(
         mode="gpu",
         quantities=_quantities(plan, found, rehearse=rehearse is not None),
+        instead=alone,
         phases=_phases(found),
         versions=versions,
         timeline=_timeline(found.get("timeline")),
-        notes=said,
+        notes=(*said, *_building_notes(plan)) if alone else said,
         rehearsal=rehearse is not None,
     )
+
+
+def _building_notes(plan: Plan) -> list[str]:
+    needed = format_gib(plan.memory.gpu.used_bytes)
+    return [
+        f"the plan's {needed} GiB are needed while the model is built: its steps were measured, beside "
+        "what they alone were predicted to need"
+    ]
 
 
 def _quantities(plan: Plan, found: dict[str, Any], *, rehearse: bool) -> dict[str, float]:

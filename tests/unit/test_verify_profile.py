@@ -15,12 +15,14 @@ import pytest
 import torch
 
 import sftplan.api
+from sftplan.cost.memory import BUILDING
 from sftplan.errors import DriftError, NotReadyError, TrainingFailedError, UsageError
 from sftplan.facts.profiles import load_hardware
 from sftplan.facts.strategy import Optimizer
 from sftplan.facts.workload import LengthStatistics
 from sftplan.train.demo import DEMO_KNOBS, DEMO_SEQ_LEN, write_demo_model
 from sftplan.verify import occupancy, processes, profile, rehearse
+from sftplan.verify.judge import judge
 from sftplan.verify.live import timeline_of
 from sftplan.verify.phases import Clock
 from sftplan.verify.processes import run_processes
@@ -377,6 +379,7 @@ def test_a_result_is_read_under_the_plans_own_keys(demo: Plan) -> None:
     ]  # fmt: skip
     assert found.timeline is not None
     assert found.timeline.peak == 1
+    assert not found.instead
     assert "another process took 2.00 GiB" in found.notes[0]
 
 
@@ -385,6 +388,24 @@ def test_a_host_that_is_another_than_planned_is_said(demo: Plan, scale: float, s
     found = measurement_of(demo, FOUND | {"host_scale": scale})
 
     assert [f"took {scale:.2f} times" in note for note in found.notes] == [True] * said
+
+
+def test_where_building_needs_most_the_steps_are_judged_by_what_they_need() -> None:
+    plan = sftplan.api.plan(
+        model="gpt2-xl", seq_len=128, hardware="h200-sxm", command=["x"], zero=2, offload="optimizer",
+        micro_batch=1, accumulation=1,
+    )  # fmt: skip
+    gpu = plan.memory.gpu
+    found = measurement_of(plan, FOUND)
+
+    assert gpu.peak_at == BUILDING
+    beyond = gpu.peak_allocated_bytes - found.instead["memory.gpu.peak_allocated_bytes"]
+    assert 0 < beyond < gpu.peak_allocated_bytes
+    used, reserved = (found.instead[f"memory.gpu.{n}_bytes"] for n in ("used", "peak_reserved"))
+    assert used - reserved == gpu.used_bytes - gpu.peak_reserved_bytes
+    assert "while the model is built" in found.notes[-1]
+    rows = {row.quantity: row.predicted for row in judge(plan, found).rows}
+    assert rows["memory.gpu.used_bytes"] == used
 
 
 def test_a_rehearsal_is_read_with_the_small_cards_context_and_no_times(demo: Plan) -> None:
