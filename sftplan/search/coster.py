@@ -78,13 +78,9 @@ class Ledger:
             self._bytes[strategy] = self.coster.bound_bytes(strategy, self.hardware)
         return self._bytes[strategy]
 
-    def needed_bytes(self, strategy: Strategy) -> float:
-        """The cheap memory, with what exact estimates have shown to be missing from it.
-
-        Reserved memory exceeds the cheap estimate by a share that is alike within a branch: for all
-        micro-batches of otherwise equal strategies.
-        """
-        return self.used_bytes(strategy) * self._inflation.get(_branch(strategy), 1.0)
+    def inflation(self, strategy: Strategy) -> float:
+        """By how much exact estimates of its branch, whatever their micro-batch, exceeded cheap ones."""
+        return self._inflation.get(_branch(strategy), 1.0)
 
     def step_s(self, strategy: Strategy) -> float:
         """The cheap step time of a strategy."""
@@ -97,8 +93,7 @@ class Ledger:
         if strategy not in self._exact:
             estimate = self._exact[strategy] = self.coster.estimate(strategy, self.hardware)
             over = estimate.memory.used_bytes / max(self.used_bytes(strategy), 1)
-            branch = _branch(strategy)
-            self._inflation[branch] = max(over, self._inflation.get(branch, 1.0))
+            self._inflation[_branch(strategy)] = max(over, self.inflation(strategy))
         return self._exact[strategy]
 
 

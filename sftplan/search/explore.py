@@ -69,11 +69,15 @@ def leanest_first(candidates: Iterable[Candidate]) -> list[Candidate]:
 
 
 class Explorer:
-    """The fastest strategies of some families that need at most `limit_bytes`."""
+    """The fastest strategies of some families that need at most `limit_bytes`.
 
-    def __init__(self, ledger: Ledger, limit_bytes: float) -> None:
+    They need `inflation` times the cheap estimate, or what exact estimates of their branch have shown.
+    """
+
+    def __init__(self, ledger: Ledger, limit_bytes: float, inflation: float = 1.0) -> None:
         self._ledger = ledger
         self._limit = limit_bytes
+        self._inflation = inflation
         self._fastest = float("inf")
         self._found: list[Candidate] = []
 
@@ -96,7 +100,9 @@ class Explorer:
         return self._ledger.step_s(branch.at(index)) / branch.examples
 
     def _fits(self, branch: Branch, index: int) -> bool:
-        return self._ledger.needed_bytes(branch.at(index)) <= self._limit
+        strategy = branch.at(index)
+        inflation = max(self._inflation, self._ledger.inflation(strategy))
+        return self._ledger.used_bytes(strategy) * inflation <= self._limit
 
     def _by_promise(self, families: Sequence[Family]) -> list[tuple[float, Family]]:
         """With what each family could reach; padded rows reach no more than the same packed."""
@@ -118,7 +124,7 @@ class Explorer:
         return min(self._seconds(branch, index) for index in range(last + 1))
 
     def _can_fit(self, leanest: Branch) -> bool:
-        return _least_bytes(self._ledger, leanest) <= self._limit
+        return _least_bytes(self._ledger, leanest) * self._inflation <= self._limit
 
     def _explore(self, family: Family) -> None:
         """All branches, savers last; one too slow at its best rules out those that save more."""
@@ -139,8 +145,8 @@ class Explorer:
                 continue
             seconds = self._seconds(branch, index)
             strategy = branch.at(index)
-            needed = int(self._ledger.needed_bytes(strategy))
-            self._found.append(Candidate(strategy=strategy, used_bytes=needed, seconds=seconds))
+            used = self._ledger.used_bytes(strategy)
+            self._found.append(Candidate(strategy=strategy, used_bytes=used, seconds=seconds))
             self._fastest = min(self._fastest, seconds)
             if branch.steady and index < top and not self._may_win(seconds):
                 break

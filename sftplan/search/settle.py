@@ -7,7 +7,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from sftplan.search.coster import capacity_bytes, judge, missing_host_bytes
-from sftplan.search.explore import Explorer, best_first, explore_lean, find_leanest, leanest_first
+from sftplan.search.explore import (
+    TIE_FRACTION,
+    Explorer,
+    best_first,
+    explore_lean,
+    find_leanest,
+    leanest_first,
+)
 from sftplan.search.result import Option
 
 if TYPE_CHECKING:
@@ -21,7 +28,8 @@ if TYPE_CHECKING:
 
 Minimize = Literal["time", "cost", "memory"]
 
-MAX_TRIES = 3  # exact estimates that show what they show of one branch alone
+# Exact estimates after which a family of strategies is taken not to fit but for its leanest.
+MAX_TRIES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,24 +79,45 @@ def best_option(search: Search) -> Option:
 
 
 def settle(search: Search, families: Sequence[Family], limit: float) -> Option | None:
-    """The best of these families that needs at most `limit` bytes, verified; None if none does.
+    """The best of these families that needs at most `limit` bytes, verified; None if none does."""
+    option = _best_alike(search, families, limit)
+    if option is None or search.minimize == "memory":
+        return option
+    return _faster(search, families, limit, option)
 
-    What an exact estimate shows of a branch, the next try allows for there; after some tries it is
-    taken to hold everywhere.
+
+def _best_alike(search: Search, families: Sequence[Family], limit: float) -> Option | None:
+    """The best if reserved memory exceeds the cheap estimate by a share that is alike everywhere.
+
+    What an exact estimate shows of it, the next try allows for.
     """
-    worst = 1.0
-    for number in range(MAX_TRIES + 1):
-        ranked = _ranked(search, families, limit if number < MAX_TRIES else limit / worst)
+    inflation = 1.0
+    for _ in range(MAX_TRIES):
+        ranked = _ranked(search, families, limit, inflation)
         if not ranked:
             break
-        first = ranked[0]
-        option = search.option(first.strategy)
+        option = search.option(ranked[0].strategy)
         if _holds(option, limit):
             return option
         if missing_host_bytes(option.estimate, search.hardware):
             return None  # a smaller batch does not ease the host, which holds states
-        worst = max(worst, option.estimate.memory.used_bytes / max(first.used_bytes, 1))
+        over = option.estimate.memory.used_bytes / max(ranked[0].used_bytes, 1)
+        inflation = max(over, inflation * 1.001)
+    else:
+        ranked = _ranked(search, families, limit, inflation)
+        if ranked and _holds(search.option(ranked[0].strategy), limit):
+            return search.option(ranked[0].strategy)
     return _last_resort(search, families, limit)
+
+
+def _faster(search: Search, families: Sequence[Family], limit: float, best: Option) -> Option:
+    """What another branch's share alone had ruled out, should it be faster and fit after all."""
+    ranked = _ranked(search, families, limit)
+    slower = (best.estimate.time.step_s or 0.0) / best.estimate.examples_per_step
+    if not ranked or ranked[0].seconds * (1 + TIE_FRACTION) >= slower:
+        return best
+    option = search.option(ranked[0].strategy)
+    return option if _holds(option, limit) else best
 
 
 def _last_resort(search: Search, families: Sequence[Family], limit: float) -> Option | None:
@@ -107,11 +136,13 @@ def _holds(option: Option, limit: float) -> bool:
     return memory.used_bytes <= limit
 
 
-def _ranked(search: Search, families: Sequence[Family], limit: float) -> list[Candidate]:
+def _ranked(
+    search: Search, families: Sequence[Family], limit: float, inflation: float = 1.0
+) -> list[Candidate]:
     if search.minimize == "memory":
         lean = leanest_first(explore_lean(search.ledger, families))
-        return [each for each in lean if each.used_bytes <= limit]
-    found = Explorer(search.ledger, limit).run(families)
+        return [each for each in lean if each.used_bytes * inflation <= limit]
+    found = Explorer(search.ledger, limit, inflation).run(families)
     return best_first(found, capacity_bytes(search.hardware))
 
 

@@ -10,6 +10,7 @@ import json
 from functools import cache
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import pytest
 
@@ -27,13 +28,13 @@ KNOBS = ("precision", "checkpointing", "attention", "loss", "allocator")
 @cache
 def _lengths(seq_len: str) -> LengthStatistics:
     """Of the packed examples: `lengths_of` of tests/bench/verify_cases.py."""
-    found = json.loads((HERE / "h200_verify_lengths.json").read_text())[seq_len]
+    found: dict[str, Any] = json.loads((HERE / "h200_verify_lengths.json").read_text())[seq_len]
     return LengthStatistics(
         **{k: _tuples(v) if isinstance(v, list) else v for k, v in found.items()}
     )
 
 
-def _tuples(pairs: list[list[int]]) -> tuple[tuple[int, ...], ...]:
+def _tuples(pairs: list[list[int]]) -> Any:
     return tuple(map(tuple, pairs))
 
 
@@ -42,7 +43,8 @@ def _errors(row: dict[str, str]) -> tuple[float, float]:
     knobs = {name: row[name] for name in KNOBS} | {"zero": 0, "offload": "none"}
     knobs |= {name: row[name] == "True" for name in ("packing", "compile")}
     knobs |= {name: int(row[name]) for name in ("micro_batch", "accumulation")}
-    strategy = Strategy(**read_pins(knobs))
+    pins: dict[str, Any] = read_pins(knobs)
+    strategy = Strategy(**pins)
     rows = strategy.micro_batch * strategy.accumulation
     workload = Workload(
         seq_len=seq_len, global_batch=rows, global_batch_pinned=True,

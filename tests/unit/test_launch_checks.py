@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -305,10 +306,10 @@ def test_the_allocator_is_the_planned_one_whatever_the_environment_asks(
 ) -> None:
     for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(training.sys, "platform", "linux")
+    monkeypatch.setattr(sys, "platform", "linux")
     for name, value in before.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("PYTORCH_ALLOC_CONF", os.environ.get("PYTORCH_ALLOC_CONF", ""))
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", before.get("PYTORCH_ALLOC_CONF", ""))  # undone after
     strategy = replace(plan.strategy, allocator=Allocator(allocator))
     training.set_allocator(replace(plan, strategy=strategy))
     assert os.environ["PYTORCH_ALLOC_CONF"] == after
