@@ -2,7 +2,8 @@
 
 DeepSpeed lets a gathered weight go to whoever asks once the GPU has used it (record_stream;
 partition_parameters.py, free_param). A host that runs far ahead finds none of them and gathers into new
-memory: llama-2-7b with 24 rows took 7.6 GB more on each of two H100 than its step needs.
+memory, as much as a pass has weights. (Read off its code: llama-2-7b with 24 rows took 7.6 GB more than planned
+on each of two H100, 2026-11-27; how much of it was this has not been measured.)
 """
 
 from __future__ import annotations
