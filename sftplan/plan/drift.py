@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from sftplan import __version__
 from sftplan.errors import DriftError
-from sftplan.facts.resolve import resolve_model
 from sftplan.plan.build import model_facts
+from sftplan.plan.timeline import model_of
 from sftplan.units import format_gib
 
 if TYPE_CHECKING:
@@ -60,9 +60,7 @@ def version_differences(plan: Plan) -> list[Difference]:
 def model_differences(plan: Plan) -> list[Difference]:
     """The model that the plan names, looked up again."""
     planned = plan.inputs.model
-    here = model_facts(
-        resolve_model(planned.name if planned.source == "builtin" else planned.source)
-    )
+    here = model_facts(model_of(plan))
     if here.shape_sha256 == planned.shape_sha256:
         return []
     found = [

@@ -13,6 +13,7 @@ from sftplan.facts.workload import Workload
 from sftplan.plan.evaluator import make_evaluator
 
 if TYPE_CHECKING:
+    from sftplan.facts.model import ModelShape
     from sftplan.plan.record import Plan
     from sftplan.plan.record_inputs import StrategyRecord
     from sftplan.step.repeat import Events
@@ -24,21 +25,34 @@ def plan_timeline(plan: Plan) -> Timeline:
     Raises:
         UsageError: The plan's model is not to be found any more.
     """
-    return last_step(plan_events(plan)).thinned()
+    machine = plan.inputs.hardware
+    events = events_of(
+        plan, strategy_of(plan.strategy), num_gpus=machine.num_gpus, gpus_per_node=machine.gpus_per_node
+    )  # fmt: skip
+    return last_step(events).thinned()
 
 
-def plan_events(plan: Plan) -> Events:
-    """Every birth and death of a storage in the plan's first two steps, and while they are built.
+def events_of(plan: Plan, strategy: Strategy, *, num_gpus: int, gpus_per_node: int) -> Events:
+    """Every birth and death of a storage of one rank in the first two steps, and while they are built.
 
     Raises:
         UsageError: The plan's model is not to be found any more.
     """
-    facts, machine = plan.inputs.model, plan.inputs.hardware
-    model = resolve_model(facts.name if facts.source == "builtin" else facts.source)
+    model = model_of(plan)
     evaluator = make_evaluator(
-        model, workload_of(plan), num_gpus=machine.num_gpus, gpus_per_node=machine.gpus_per_node
+        model, workload_of(plan), num_gpus=num_gpus, gpus_per_node=gpus_per_node
     )
-    return evaluator.events(strategy_of(plan.strategy), chip_of(machine.gpu), model.num_layers)
+    return evaluator.events(strategy, chip_of(plan.inputs.hardware.gpu), model.num_layers)
+
+
+def model_of(plan: Plan) -> ModelShape:
+    """The model that the plan names, looked up again: it may have changed since.
+
+    Raises:
+        UsageError: It is not to be found any more.
+    """
+    facts = plan.inputs.model
+    return resolve_model(facts.name if facts.source == "builtin" else facts.source)
 
 
 def strategy_of(record: StrategyRecord) -> Strategy:

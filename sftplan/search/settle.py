@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Minimize = Literal["time", "cost", "memory"]
 
-# Exact estimates after which a family of strategies is taken not to fit but for its leanest.
+# Exact estimates after the first one until a family of strategies is taken not to fit but for its leanest.
 MAX_TRIES = 3
 
 
@@ -80,18 +80,27 @@ def best_option(search: Search) -> Option:
 
 def settle(search: Search, families: Sequence[Family], limit: float) -> Option | None:
     """The best of these families that needs at most `limit` bytes, verified; None if none does."""
-    option = _best_alike(search, families, limit)
-    if option is None or search.minimize == "memory":
+    ranked = _ranked(search, families, limit)
+    if not ranked:
+        return _last_resort(search, families, limit)
+    option = search.option(ranked[0].strategy)
+    if _holds(option, limit):
         return option
-    return _faster(search, families, limit, option)
+    if missing_host_bytes(option.estimate, search.hardware):
+        return None  # a smaller batch does not ease the host, which holds states
+    leaner = _allowing_for(search, families, limit, _inflation(option, ranked[0]))
+    if leaner is None or search.minimize == "memory":
+        return leaner
+    return _faster(search, families, limit, leaner)
 
 
-def _best_alike(search: Search, families: Sequence[Family], limit: float) -> Option | None:
+def _allowing_for(
+    search: Search, families: Sequence[Family], limit: float, inflation: float
+) -> Option | None:
     """The best if reserved memory exceeds the cheap estimate by a share that is alike everywhere.
 
     What an exact estimate shows of it, the next try allows for.
     """
-    inflation = 1.0
     for _ in range(MAX_TRIES):
         ranked = _ranked(search, families, limit, inflation)
         if not ranked:
@@ -100,14 +109,13 @@ def _best_alike(search: Search, families: Sequence[Family], limit: float) -> Opt
         if _holds(option, limit):
             return option
         if missing_host_bytes(option.estimate, search.hardware):
-            return None  # a smaller batch does not ease the host, which holds states
-        over = option.estimate.memory.used_bytes / max(ranked[0].used_bytes, 1)
-        inflation = max(over, inflation * 1.001)
-    else:
-        ranked = _ranked(search, families, limit, inflation)
-        if ranked and _holds(search.option(ranked[0].strategy), limit):
-            return search.option(ranked[0].strategy)
+            return None
+        inflation = max(_inflation(option, ranked[0]), inflation * 1.001)
     return _last_resort(search, families, limit)
+
+
+def _inflation(option: Option, candidate: Candidate) -> float:
+    return option.estimate.memory.used_bytes / max(candidate.used_bytes, 1)
 
 
 def _faster(search: Search, families: Sequence[Family], limit: float, best: Option) -> Option:

@@ -15,9 +15,9 @@ from sftplan.data.prepare import Prepared, prepare
 from sftplan.data.store import Selected, counts
 from sftplan.data.tokenizer import BpeTokenizer
 from sftplan.errors import DriftError, NotReadyError, UsageError
-from sftplan.facts.resolve import resolve_model
 from sftplan.facts.strategy import Optimizer, Precision
 from sftplan.plan.build import shape_sha256
+from sftplan.plan.timeline import model_of
 from sftplan.train.metrics import check_tracker
 from sftplan.train.model import check_weights
 from sftplan.train.nvme import check_nvme
@@ -59,8 +59,7 @@ def check_supported(plan: Plan) -> None:
 
 def shape_of(plan: Plan) -> ModelShape:
     """The model of a plan, looked up again: it has to be the one that was planned for."""
-    facts = plan.inputs.model
-    shape = resolve_model(facts.name if facts.source == "builtin" else facts.source)
+    facts, shape = plan.inputs.model, model_of(plan)
     if shape_sha256(shape) != facts.shape_sha256:
         message = f"{facts.source}: {facts.name} is not the model that was planned for"
         raise DriftError(message, "plan again")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from sftplan.cost.timeline import Timeline
+    from sftplan.plan.record import Plan
 
 ALLOCATED, RESERVED = "memory.gpu.peak_allocated_bytes", "memory.gpu.peak_reserved_bytes"
 USED, CONTEXT = "memory.gpu.used_bytes", "memory.gpu.context_bytes"
@@ -56,3 +57,12 @@ class Measurement:
     timeline: Timeline | None = None
     notes: tuple[str, ...] = ()  # what disturbed it, or was done otherwise than planned
     rehearsal: bool = False  # a smaller card on a bigger one: its times say nothing
+
+
+def memory_quantities(plan: Plan, allocated_bytes: int, reserved_bytes: int) -> dict[str, float]:
+    """The allocator's peaks by the plan's keys; what lies outside of it is the plan's."""
+    gpu = plan.memory.gpu
+    outside = gpu.used_bytes - gpu.peak_reserved_bytes
+    return {
+        ALLOCATED: allocated_bytes, RESERVED: reserved_bytes, USED: reserved_bytes + outside,
+    }  # fmt: skip

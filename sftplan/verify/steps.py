@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from sftplan.cost.memory import BUILDING, exact_peaks
 from sftplan.facts.strategy import Allocator, is_captured
-from sftplan.plan.timeline import plan_events, strategy_of
-from sftplan.verify import measurement as keys
+from sftplan.plan.timeline import events_of, strategy_of
+from sftplan.verify.measurement import memory_quantities
 
 if TYPE_CHECKING:
     from sftplan.plan.record import Plan
@@ -19,16 +19,14 @@ def steps_alone(plan: Plan) -> dict[str, float]:
     DeepSpeed lays weights flat beside the old ones, which is the most that a model needs whose
     optimizer is on the host and whose rows are few.
     """
-    gpu = plan.memory.gpu
-    if gpu.peak_at != BUILDING:
+    if plan.memory.gpu.peak_at != BUILDING:
         return {}
-    strategy = strategy_of(plan.strategy)
+    strategy, machine = strategy_of(plan.strategy), plan.inputs.hardware
+    events = events_of(
+        plan, strategy, num_gpus=machine.num_gpus, gpus_per_node=machine.gpus_per_node
+    )
     peaks = exact_peaks(
-        plan_events(plan), expandable=strategy.allocator is Allocator.EXPANDABLE,
+        events, expandable=strategy.allocator is Allocator.EXPANDABLE,
         captured=is_captured(strategy), steps_alone=True,
     )  # fmt: skip
-    return {
-        keys.ALLOCATED: peaks.allocated_bytes,
-        keys.RESERVED: peaks.reserved_bytes,
-        keys.USED: peaks.reserved_bytes + gpu.used_bytes - gpu.peak_reserved_bytes,
-    }
+    return memory_quantities(plan, peaks.allocated_bytes, peaks.reserved_bytes)

@@ -10,20 +10,16 @@ from sftplan.cost.allocator import replay
 from sftplan.cost.evaluate import chip_of
 from sftplan.cost.timeline import last_step, last_step_start
 from sftplan.errors import NotReadyError
-from sftplan.facts.resolve import resolve_model
 from sftplan.facts.strategy import Allocator, Offload
-from sftplan.plan.evaluator import make_evaluator
-from sftplan.plan.timeline import strategy_of, workload_of
+from sftplan.plan.timeline import events_of, strategy_of
 from sftplan.verify import measurement as keys
-from sftplan.verify.measurement import Measurement, Phase
+from sftplan.verify.measurement import Measurement, Phase, memory_quantities
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sftplan.cost.allocator import Replay
     from sftplan.facts.strategy import Strategy
     from sftplan.plan.record import Plan
-    from sftplan.step.repeat import Events
     from sftplan.verify.record import Difference
     from sftplan.verify.trace.run import Trace
 
@@ -57,16 +53,18 @@ def measure_traced(plan: Plan, *, diff: bool = False) -> Traced:
     chip = chip_of(plan.inputs.hardware.gpu)
     strategy, notes = _traceable(plan)
     trace = trace_plan(plan, chip)
-    tape = _tape(plan, strategy)
+    tape = events_of(plan, strategy, num_gpus=1, gpus_per_node=1)
     expandable = strategy.allocator is Allocator.EXPANDABLE
     traced, predicted = (replay(x.events, x.sizes, expandable=expandable) for x in (trace, tape))
-    found = _quantities(plan, traced)
+    found, foreseen = (
+        memory_quantities(plan, x.peak_allocated_bytes, x.peak_reserved_bytes) for x in (traced, predicted)
+    )  # fmt: skip
     if plan.inputs.workload.lengths is None:  # else fewer positions reach the head than are planned
         found[keys.FLOPS] = float(trace.step_flops * plan.inputs.hardware.num_gpus)
     measurement = Measurement(
         mode="trace",
         quantities=found,
-        instead=_quantities(plan, predicted) if notes else {},
+        instead=foreseen if notes else {},
         phases=tuple(_phases(trace)),
         versions=_versions(),
         timeline=last_step(trace).thinned(),
@@ -83,24 +81,6 @@ def _traceable(plan: Plan) -> tuple[Strategy, list[str]]:
     if strategy.zero or strategy.offload is not Offload.NONE:
         notes.append(SHARDED)
     return replace(strategy, zero=0, offload=Offload.NONE, compile=False), notes
-
-
-def _tape(plan: Plan, strategy: Strategy) -> Events:
-    facts, machine = plan.inputs.model, plan.inputs.hardware
-    model = resolve_model(facts.name if facts.source == "builtin" else facts.source)
-    evaluator = make_evaluator(model, workload_of(plan), num_gpus=1, gpus_per_node=1)
-    return evaluator.events(strategy, chip_of(machine.gpu), model.num_layers)
-
-
-def _quantities(plan: Plan, peak: Replay) -> dict[str, float]:
-    """The allocator's peaks; what lies outside of it is the plan's."""
-    gpu = plan.memory.gpu
-    outside = gpu.used_bytes - gpu.peak_reserved_bytes
-    return {
-        keys.ALLOCATED: peak.peak_allocated_bytes,
-        keys.RESERVED: peak.peak_reserved_bytes,
-        keys.USED: peak.peak_reserved_bytes + outside,
-    }
 
 
 def _phases(trace: Trace) -> list[Phase]:
