@@ -12,7 +12,8 @@ from sftplan.cost.memory import exact_peaks
 from sftplan.cost.rows import examples_per_step, tokens_per_step
 from sftplan.cost.tapes import Tapes, ranks
 from sftplan.cost.time import time_of
-from sftplan.facts.strategy import Allocator, Offload, is_captured
+from sftplan.facts.captured import is_captured
+from sftplan.facts.strategy import Allocator, Offload
 from sftplan.step.batch import full_batch
 from sftplan.step.chip import BEFORE_HOPPER, HOPPER, Chip
 from sftplan.step.repeat import Events, expand
@@ -159,8 +160,13 @@ class Evaluator:
         if key not in self._times:
             alike = replace(strategy, zero=0, offload=Offload.NONE)
             passes = self.tapes.passes(alike, HOPPER, self.num_gpus)
-            self._times[key] = time_of(passes, strategy, self.model, hardware)
+            self._times[key] = time_of(
+                passes, strategy, self.model, hardware, captured=self._captured(strategy)
+            )
         return self._times[key]
+
+    def _captured(self, strategy: Strategy) -> bool:
+        return is_captured(strategy, self.model, self.workload.seq_len)
 
     def estimate(self, strategy: Strategy, hardware: Hardware) -> Estimate:
         """Everything, with the allocator replayed."""
@@ -221,7 +227,7 @@ class Evaluator:
         return exact_peaks(
             self.events(strategy, chip, num_layers or self.model.num_layers),
             expandable=strategy.allocator is Allocator.EXPANDABLE,
-            captured=is_captured(strategy),
+            captured=self._captured(strategy),
         )
 
     def _quick_peaks(self, strategy: Strategy, chip: Chip) -> Peaks:

@@ -16,7 +16,7 @@ from sftplan.cost.device import device_of
 from sftplan.cost.estimate import StepTime
 from sftplan.cost.transfers import Transfers
 from sftplan.facts.largest import largest_weight
-from sftplan.facts.strategy import Attention, Offload, Precision, is_captured
+from sftplan.facts.strategy import Attention, Offload, Precision
 
 if TYPE_CHECKING:
     from sftplan.cost.device import Device
@@ -35,16 +35,24 @@ def startup_s(strategy: Strategy) -> float:
     return COMPILE_S if strategy.compile else 0.0
 
 
-def time_of(passes: Passes, strategy: Strategy, model: ModelShape, hardware: Hardware) -> StepTime:
+def time_of(
+    passes: Passes,
+    strategy: Strategy,
+    model: ModelShape,
+    hardware: Hardware,
+    *,
+    captured: bool = False,
+) -> StepTime:
     """Seconds of one step of these passes.
 
     step = compute + memory + dispatch + optimizer + communication + offload: the kernels of all passes that
     are bound by arithmetic and by memory; what the passes take beyond them, waiting for the host;
     from the last gradient to the end; and of transfers only what nothing hides. The tape is one
     rank's without sharding; `strategy.zero` and `.offload` move the optimizer and add transfers.
+    `captured` passes are CUDA graphs.
     """
     device = _device(strategy, hardware)
-    drops, captured = _attention_drops(strategy, model), is_captured(strategy)
+    drops = _attention_drops(strategy, model)
     priced = passes.priced(device, drops=drops, captured=captured)
     priced = priced + [priced[-1]] * (strategy.accumulation - len(priced))
     clocks = Clocks()

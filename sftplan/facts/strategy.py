@@ -82,19 +82,3 @@ class Strategy:
     allocator: Allocator = Allocator.EXPANDABLE
     attention_dropout: float | Literal["model"] = 0.0
     max_grad_norm: float = 1.0
-
-
-def is_captured(strategy: Strategy) -> bool:
-    """Whether training replays the passes as CUDA graphs: then no operation waits for the host.
-
-    Steps without DeepSpeed, under varlen attention: around any other one transformers makes masks, for
-    which it waits for the GPU. Uncompiled checkpointing keeps the generator's state, which no graph can.
-
-    >>> is_captured(Strategy(compile=True, attention=Attention.VARLEN, packing=True))
-    True
-    >>> is_captured(Strategy(compile=True, attention=Attention.VARLEN, packing=True, zero=2))
-    False
-    """
-    alone = strategy.zero == 0 and strategy.offload is Offload.NONE
-    fixed = strategy.compile or strategy.checkpointing is Checkpointing.NONE
-    return alone and fixed and strategy.attention is Attention.VARLEN

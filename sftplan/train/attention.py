@@ -1,7 +1,8 @@
 """Attention over packed documents, handed to transformers under a name of our own.
 
 transformers gives a name that its mask interface does not know no mask at all: documents are told
-apart by their boundaries alone, `cu_seq_lens_q`, which its models pass down to every layer.
+apart by their boundaries alone, `cu_seq_lens_q`, which its models pass down to every layer. So is SDPA
+where a step is captured, whose rows are not packed.
 """
 
 from __future__ import annotations
@@ -19,32 +20,46 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 VARLEN = "sftplan_varlen"
+CAUSAL = "sftplan_causal"
 MAX_HEAD_DIM = 256  # of the flash kernels behind varlen_attn
 _PARAMETERS = frozenset(inspect.signature(varlen_attn).parameters)  # they differ by version
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
-    """The attention that runs: its name in transformers, and whether rows lie flat in one.
+    """The attention that runs: its name in transformers, whether rows lie flat in one, whether graphs hold it.
 
     `note` says why it is not the one that was asked for.
     """
 
     name: str
     flat: bool
+    captured: bool = False
     note: str | None = None
 
 
 def choose_kernel(
-    wanted: Attention, *, device: torch.device, low: torch.dtype, config: Any
+    wanted: Attention,
+    *,
+    device: torch.device,
+    low: torch.dtype,
+    config: Any,
+    captured: bool = False,
 ) -> Kernel:
-    """What runs for `wanted` here: varlen needs CUDA, 16-bit products and a head that fits."""
+    """What runs for `wanted` here: varlen needs CUDA, 16-bit products and a head that fits.
+
+    `captured` steps are replayed as CUDA graphs, where there is CUDA: SDPA is then merely causal.
+    """
+    captured = captured and device.type == "cuda"
     if (
         getattr(config, "attn_logit_softcapping", None) is not None
         and wanted is not Attention.EAGER
     ):
         note = f"{wanted} attention cannot cap scores as this model does: eager attention instead"
         return Kernel(name="eager", flat=False, note=note)
+    if wanted is Attention.SDPA and captured:
+        register_causal()
+        return Kernel(name=CAUSAL, flat=False, captured=True)
     if wanted is not Attention.VARLEN:
         return Kernel(name=wanted.value, flat=False)
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -56,7 +71,7 @@ def choose_kernel(
         reason = f"varlen attention has heads of up to {MAX_HEAD_DIM}, this model's have {head}"
     else:
         register(low)
-        return Kernel(name=VARLEN, flat=True)
+        return Kernel(name=VARLEN, flat=True, captured=captured)
     return Kernel(name="sdpa", flat=False, note=f"{reason}: block-diagonal SDPA instead")
 
 
@@ -68,6 +83,17 @@ def register(low: torch.dtype) -> None:
         return _varlen(low, *args, **kwargs)
 
     AttentionInterface.register(VARLEN, attend)
+
+
+def register_causal() -> None:
+    """Make `attn_implementation=CAUSAL` known to transformers: its SDPA, without a look for documents.
+
+    That look waits for the GPU. Rows hold one document each, padded behind it: no token sees padding.
+    """
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    AttentionInterface.register(CAUSAL, sdpa_attention_forward)
 
 
 def _varlen(

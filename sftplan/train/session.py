@@ -10,7 +10,8 @@ import torch
 from torch import distributed
 
 from sftplan.errors import DriftError, TrainingFailedError, UsageError
-from sftplan.facts.strategy import Precision, is_captured
+from sftplan.facts.captured import is_captured
+from sftplan.facts.strategy import Precision
 from sftplan.plan.timeline import strategy_of
 from sftplan.train import checkpoint, loop, saving
 from sftplan.train.attention import Kernel, choose_kernel
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from sftplan.facts.model import ModelShape
     from sftplan.plan.record import Plan
     from sftplan.plan.record_inputs import StrategyRecord
     from sftplan.train.job import Job
@@ -95,7 +97,7 @@ def build_stepper(
             model, precision=strategy.precision, kind=strategy.optimizer, settings=settings,
             world_size=world_size,
         )  # fmt: skip
-        if kernel.flat and is_captured(strategy_of(strategy)):
+        if kernel.captured:
             captured = CapturedPasses(update.parameters, update.summed)
     return Stepper(
         model=model, update=update, precision=strategy.precision, loss=strategy.loss,
@@ -103,6 +105,15 @@ def build_stepper(
         captured=captured,
         scale=LossScale() if strategy.precision is Precision.FP16_MIXED else None,
         response=response, chunk=chunk,
+    )  # fmt: skip
+
+
+def kernel_of(plan: Plan, shape: ModelShape, config: Any, device: torch.device) -> Kernel:
+    """The attention that a plan's steps run with on `device`."""
+    strategy = strategy_of(plan.strategy)
+    return choose_kernel(
+        strategy.attention, device=device, low=product_dtype(strategy.precision), config=config,
+        captured=is_captured(strategy, shape, plan.inputs.workload.seq_len),
     )  # fmt: skip
 
 
@@ -164,8 +175,7 @@ def assemble(
     """The run, at its beginning or where its newest checkpoint stands."""
     plan, settings = job.plan, job.settings
     config = config_of(material.shape, attention_dropout=plan.strategy.attention_dropout)
-    low = product_dtype(plan.strategy.precision)
-    kernel = choose_kernel(plan.strategy.attention, device=device, low=low, config=config)
+    kernel = kernel_of(plan, material.shape, config, device)
     layout = Layout(flat=kernel.flat, packed=plan.strategy.packing)
     stepper = build_stepper(
         plan.strategy, config, kernel, settings, device=device, deepspeed=plan.launch.deepspeed,

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from sftplan.cost.time import time_of
 from sftplan.errors import SftplanError
 from sftplan.facts.calibration import FITTED, with_rates
+from sftplan.facts.captured import is_captured
 from sftplan.facts.hardware import Source
 from sftplan.facts.resolve import resolve_model
 from sftplan.facts.strategy import (
@@ -114,9 +115,10 @@ def predictor(observation: Observation) -> Callable[[Hardware], float] | None:
     strategy = Strategy(**{k: KINDS[k](v) if k in KINDS else v for k, v in knobs.items()})
     workload = workload_of(observation.workload)
     passes = make_tapes(model, workload).passes(strategy, HOPPER, 1)
+    captured = is_captured(strategy, model, workload.seq_len)
 
     def predict(hardware: Hardware) -> float:
-        seconds = time_of(passes, strategy, model, hardware).step_s
+        seconds = time_of(passes, strategy, model, hardware, captured=captured).step_s
         assert seconds is not None
         return seconds
 

@@ -17,15 +17,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import distributed
 
-from sftplan.train.attention import choose_kernel
 from sftplan.train.captured import EAGER_STEPS
 from sftplan.train.inputs import Layout, prefetched, to_device
 from sftplan.train.job import Job
 from sftplan.train.launch import versions
 from sftplan.train.material import check_supported, gather_material, shape_of
 from sftplan.train.metrics import finite, peak_flops_per_s
-from sftplan.train.model import config_of, device_of, product_dtype, without_pad_token
-from sftplan.train.session import build_stepper, place_of_process
+from sftplan.train.model import config_of, device_of, without_pad_token
+from sftplan.train.session import build_stepper, kernel_of, place_of_process
 from sftplan.train.settings import Settings
 from sftplan.train.step import Reading, train_step
 from sftplan.verify.live import Recorder
@@ -153,8 +152,7 @@ def _built(run: DryRun) -> tuple[Stepper, Layout, Batches]:
         train_on_prompt=plan.inputs.workload.train_on_prompt,
     )
     config = config_of(shape, attention_dropout=strategy.attention_dropout)
-    low = product_dtype(strategy.precision)
-    kernel = choose_kernel(strategy.attention, device=run.device, low=low, config=config)
+    kernel = kernel_of(plan, shape, config, run.device)
     run.note = kernel.note
     num_steps = UNSTEADY_STEPS + request.steps + 1
     if request.data is None:

@@ -21,7 +21,6 @@ from ranks_cases import Case, machine, plan_of
 
 from sftplan.data.conversation import Place
 from sftplan.data.mask import Example
-from sftplan.facts.strategy import Attention
 from sftplan.verify.child import end_with_parent
 from sftplan.verify.request import result_file
 
@@ -63,11 +62,10 @@ def trained(asked: dict[str, Any]) -> dict[str, Any]:
     from torch import distributed
 
     from sftplan.data.batches import Sharing, batches
-    from sftplan.train.attention import choose_kernel
     from sftplan.train.inputs import Layout, prefetched
     from sftplan.train.material import shape_of
-    from sftplan.train.model import config_of, device_of, product_dtype, without_pad_token
-    from sftplan.train.session import build_stepper, place_of_process
+    from sftplan.train.model import config_of, device_of, without_pad_token
+    from sftplan.train.session import build_stepper, kernel_of, place_of_process
     from sftplan.train.settings import Settings
     from sftplan.train.step import Reading, train_step
 
@@ -80,9 +78,7 @@ def trained(asked: dict[str, Any]) -> dict[str, Any]:
     config = config_of(shape_of(plan))
     for name in ("resid_pdrop", "embd_pdrop") if asked["no_dropout"] else ():
         setattr(config, name, 0.0)
-    kernel = choose_kernel(
-        Attention(plan.strategy.attention), device=device, low=product_dtype(plan.strategy.precision), config=config
-    )  # fmt: skip
+    kernel = kernel_of(plan, shape_of(plan), config, device)
     settings = Settings(learning_rate=rate, random_weights=True, cpu=asked["cpu"])
     stepper = build_stepper(
         plan.strategy, config, kernel, settings, device=device, deepspeed=plan.launch.deepspeed,

@@ -89,6 +89,7 @@ def build(args: argparse.Namespace, knobs: dict[str, Any]) -> tuple[Any, Any, An
     import torch
 
     from sftplan.data.batches import Sharing, batches
+    from sftplan.facts.captured import is_captured
     from sftplan.facts.strategy import Strategy
     from sftplan.plan.build import strategy_record
     from sftplan.plan.request import read_pins
@@ -103,7 +104,10 @@ def build(args: argparse.Namespace, knobs: dict[str, Any]) -> tuple[Any, Any, An
     strategy, shape = Strategy(**pins), shape_of(args)
     config = config_of(args, shape, knobs.get("dropout"))
     low = product_dtype(strategy.precision)
-    kernel = choose_kernel(strategy.attention, device=device, low=low, config=config)
+    captured = is_captured(strategy, shape, args.seq)
+    kernel = choose_kernel(
+        strategy.attention, device=device, low=low, config=config, captured=captured
+    )
     stepper = build_stepper(
         strategy_record(strategy, ()), config, kernel, Settings(learning_rate=args.learning_rate),
         device=device, deepspeed={},

@@ -71,17 +71,18 @@ def lone_rank() -> Iterator[None]:
 
 def losses(
     case: tuple[Any, ...], *, captured: bool, release_at: int | None = None, compiled: bool = True,
-    world_size: int = 1, spoil: Callable[[Any], None] | None = None,
+    world_size: int = 1, spoil: Callable[[Any], None] | None = None, packed: bool = True,
 ) -> list[list[float]]:  # fmt: skip
-    """Loss and norm of each step; a fresh model every time."""
+    """Loss and norm of each step; a fresh model every time. Rows that are not packed are under SDPA."""
     name, precision, checkpointing, loss = case
     torch._dynamo.reset()
     device = torch.device("cuda")
     config = config_of(builtin(name))
     config.num_hidden_layers = 3
     kernel = choose_kernel(
-        Attention.VARLEN, device=device, low=product_dtype(precision), config=config
-    )
+        Attention.VARLEN if packed else Attention.SDPA, device=device,
+        low=product_dtype(precision), config=config, captured=captured,
+    )  # fmt: skip
     model = build_model(config, precision=precision, attention=kernel.name, device=device)
     prepare_blocks(model, checkpointing=checkpointing, compiled=compiled)
     if spoil is not None:
@@ -98,7 +99,7 @@ def losses(
     )  # fmt: skip
     data = batches(
         examples(400, config.vocab_size), seq_len=SEQ_LEN, sharing=Sharing(micro_batch=2, accumulation=3),
-        packing=True, epochs=1.0, seed=1,
+        packing=packed, epochs=1.0, seed=1,
     )  # fmt: skip
     torch.manual_seed(11)
     found = []
@@ -106,7 +107,8 @@ def losses(
         if number == release_at:
             stepper.release()
         step = data.step(0, number)
-        inputs = [to_device(b, Layout(flat=True, packed=True), device) for b in step.micro_batches]
+        layout = Layout(flat=kernel.flat, packed=packed)
+        inputs = [to_device(b, layout, device) for b in step.micro_batches]
         seen: list[str] = []
         marked = replace(stepper, mark=seen.append)
         outcome = train_step(marked, inputs, num_targets=step.num_targets, learning_rate=1e-3)
@@ -124,6 +126,13 @@ def losses(
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
 def test_replayed_steps_are_the_same_steps_to_the_bit(case: Sequence[Any]) -> None:
     assert losses(tuple(case), captured=True) == losses(tuple(case), captured=False)
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
+def test_so_are_padded_ones_that_transformers_makes_no_mask_for(case: Sequence[Any]) -> None:
+    found = losses(tuple(case), captured=True, packed=False)
+    assert found == losses(tuple(case), captured=False, packed=False)
 
 
 @pytest.mark.filterwarnings("default")

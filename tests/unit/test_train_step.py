@@ -480,6 +480,18 @@ def test_varlen_attention_gives_way_where_it_cannot_run() -> None:
     assert (on_gpu.name, on_gpu.flat, on_gpu.note) == (attention.VARLEN, True, None)
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama", "phi"])
+def test_merely_causal_rows_are_those_of_transformers_own_attention(name: str) -> None:
+    """Padding behind a document reaches no token before it, with no mask at all."""
+    stepper, batch = made(name), data(packing=False, row_len=64).step(0, 0).micro_batches[0]
+    inputs = to_device(batch, replace(PACKED, packed=False), CPU)
+    rows = hidden_states(stepper.model, inputs)
+    attention.register_causal()
+    stepper.model.set_attn_implementation(attention.CAUSAL)
+
+    torch.testing.assert_close(hidden_states(stepper.model, inputs), rows, rtol=0, atol=0)
+
+
 def test_evaluation_weighs_tokens_and_draws_nothing() -> None:
     stepper = made()
     both = [data(packing=True, train_on_prompt=each, row_len=64) for each in (False, True)]

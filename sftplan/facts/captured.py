@@ -1,0 +1,47 @@
+"""Which steps are replayed as CUDA graphs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sftplan.facts.strategy import Attention, Checkpointing, Offload
+
+if TYPE_CHECKING:
+    from sftplan.facts.model import ModelShape
+    from sftplan.facts.strategy import Strategy
+
+
+def is_captured(strategy: Strategy, model: ModelShape, seq_len: int) -> bool:
+    """Whether training replays the passes as CUDA graphs: then no operation waits for the host.
+
+    Steps without DeepSpeed whose attention needs no mask, for which transformers waits for the GPU: under varlen
+    attention, or compiled under SDPA. Uncompiled SDPA stays the plain step that everybody's own loop takes.
+    Uncompiled checkpointing keeps the generator's state, which no graph can.
+
+    >>> from sftplan.facts.catalogue import builtin
+    >>> from sftplan.facts.strategy import Strategy
+    >>> gpt2 = builtin("gpt2")
+    >>> is_captured(Strategy(compile=True), gpt2, 1024), is_captured(Strategy(), gpt2, 1024)
+    (True, False)
+    >>> is_captured(Strategy(compile=True, packing=True), gpt2, 1024)
+    False
+    >>> is_captured(Strategy(compile=True, packing=True, attention=Attention.VARLEN), gpt2, 1024)
+    True
+    """
+    alone = strategy.zero == 0 and strategy.offload is Offload.NONE
+    fixed = strategy.compile or strategy.checkpointing is Checkpointing.NONE
+    plain = strategy.attention is Attention.SDPA and strategy.compile
+    maskless = plain and not needs_mask(strategy, model, seq_len)
+    return alone and fixed and (strategy.attention is Attention.VARLEN or maskless)
+
+
+def needs_mask(strategy: Strategy, model: ModelShape, seq_len: int) -> bool:
+    """Whether SDPA needs more than to be causal: among packed documents, or where a window slides.
+
+    >>> from sftplan.facts.catalogue import builtin
+    >>> from sftplan.facts.strategy import Strategy
+    >>> [needs_mask(Strategy(), builtin("mistral-7b"), length) for length in (4096, 8192)]
+    [False, True]
+    """
+    slides = model.sliding_window is not None and seq_len > model.sliding_window
+    return strategy.packing or slides or model.attention_softcap is not None
