@@ -15,6 +15,7 @@ from sftplan.cost.clocks import Clocks
 from sftplan.cost.device import device_of
 from sftplan.cost.estimate import StepTime
 from sftplan.cost.transfers import Transfers
+from sftplan.facts.captured import attention_dropout
 from sftplan.facts.largest import largest_weight
 from sftplan.facts.strategy import Attention, Offload, Precision
 
@@ -52,7 +53,7 @@ def time_of(
     `captured` passes are CUDA graphs.
     """
     device = _device(strategy, hardware)
-    drops = _attention_drops(strategy, model)
+    drops = attention_dropout(strategy, model) > 0
     priced = passes.priced(device, drops=drops, captured=captured)
     priced = priced + [priced[-1]] * (strategy.accumulation - len(priced))
     clocks = Clocks()
@@ -91,11 +92,6 @@ def _device(strategy: Strategy, hardware: Hardware) -> Device:
     device = device_of(hardware)
     varlen = strategy.attention is Attention.VARLEN  # has a kernel of its own
     return replace(device, has_cudnn_attention=False) if varlen else device
-
-
-def _attention_drops(strategy: Strategy, model: ModelShape) -> bool:
-    chosen = strategy.attention_dropout
-    return (model.attention_dropout if chosen == "model" else chosen) > 0
 
 
 class _Update:

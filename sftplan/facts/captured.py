@@ -16,7 +16,7 @@ def is_captured(strategy: Strategy, model: ModelShape, seq_len: int) -> bool:
 
     Steps without DeepSpeed whose attention needs no mask, for which transformers waits for the GPU: under varlen
     attention, or compiled under SDPA. Uncompiled SDPA stays the plain step that everybody's own loop takes.
-    Uncompiled checkpointing keeps the generator's state, which no graph can.
+    Uncompiled checkpointing of blocks that draw keeps the generator's state, which no graph can.
 
     >>> from sftplan.facts.catalogue import builtin
     >>> from sftplan.facts.strategy import Strategy
@@ -29,10 +29,29 @@ def is_captured(strategy: Strategy, model: ModelShape, seq_len: int) -> bool:
     True
     """
     alone = strategy.zero == 0 and strategy.offload is Offload.NONE
-    fixed = strategy.compile or strategy.checkpointing is Checkpointing.NONE
+    again = strategy.checkpointing is not Checkpointing.NONE and not strategy.compile
+    fixed = not (again and draws(strategy, model))
     plain = strategy.attention is Attention.SDPA and strategy.compile
     maskless = plain and not needs_mask(strategy, model, seq_len)
     return alone and fixed and (strategy.attention is Attention.VARLEN or maskless)
+
+
+def draws(strategy: Strategy, model: ModelShape) -> bool:
+    """Whether a block draws random numbers; a traced one may.
+
+    >>> from sftplan.facts.catalogue import builtin
+    >>> from sftplan.facts.strategy import Strategy
+    >>> [draws(Strategy(), builtin(name)) for name in ("gpt2", "llama-2-7b")]
+    [True, False]
+    """
+    dropped = attention_dropout(strategy, model) > 0 or model.residual_dropout > 0
+    return dropped or model.anatomy is not None
+
+
+def attention_dropout(strategy: Strategy, model: ModelShape) -> float:
+    """The dropout inside the attention."""
+    chosen = strategy.attention_dropout
+    return model.attention_dropout if chosen == "model" else chosen
 
 
 def needs_mask(strategy: Strategy, model: ModelShape, seq_len: int) -> bool:

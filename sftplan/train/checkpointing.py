@@ -35,12 +35,15 @@ def _contexts() -> Any:
 
 
 def checkpointed(
-    forward: Callable[..., torch.Tensor], kind: Checkpointing
+    forward: Callable[..., torch.Tensor], kind: Checkpointing, *, draws: bool = True
 ) -> Callable[..., torch.Tensor]:
-    """A block's forward pass that keeps only what `kind` says; the same in evaluation."""
+    """A block's forward pass that keeps only what `kind` says; the same in evaluation.
+
+    Where it `draws` random numbers the generator's state is kept, to draw them again.
+    """
     if kind is Checkpointing.NONE:
         return forward
-    options: dict[str, Any] = {"use_reentrant": False}
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": draws}
     if kind is Checkpointing.SELECTIVE:
         options["context_fn"] = _contexts
     again = partial(checkpoint, forward, **options)

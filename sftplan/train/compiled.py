@@ -28,8 +28,13 @@ def blocks_of(model: Any) -> list[torch.nn.Module]:
     raise ValueError(message)
 
 
-def prepare_blocks(model: Any, *, checkpointing: Checkpointing, compiled: bool) -> None:
-    """Make every block checkpointed, compiled, or both: compiled around the checkpoint."""
+def prepare_blocks(
+    model: Any, *, checkpointing: Checkpointing, compiled: bool, captured: bool = False
+) -> None:
+    """Make every block checkpointed, compiled, or both: compiled around the checkpoint.
+
+    Uncompiled ones that are `captured` draw nothing (facts/captured.py).
+    """
     blocks = blocks_of(model)
     if compiled:
         from sftplan.train.reductions import hold_whole_rows
@@ -38,7 +43,7 @@ def prepare_blocks(model: Any, *, checkpointing: Checkpointing, compiled: bool) 
         hash_dropouts(model, blocks)
         sigmoid_gelus(blocks)
     for block in blocks:
-        forward = checkpointed(block.forward, checkpointing)
+        forward = checkpointed(block.forward, checkpointing, draws=compiled or not captured)
         if compiled:
             forward = torch.compile(forward, dynamic=False)
         block.forward = forward

@@ -83,7 +83,10 @@ def build_stepper(
         config, precision=strategy.precision, attention=kernel.name, weights=weights,
         device=place_to_build(strategy.zero, device, world_size), seed=settings.seed, drawn_on=device,
     )  # fmt: skip
-    prepare_blocks(model, checkpointing=strategy.checkpointing, compiled=strategy.compile)
+    prepare_blocks(
+        model, checkpointing=strategy.checkpointing, compiled=strategy.compile,
+        captured=kernel.captured,
+    )  # fmt: skip
     response, chunk = loss_functions(compiled=strategy.compile)
     update: Update | ShardedUpdate
     captured = None

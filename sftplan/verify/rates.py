@@ -121,6 +121,11 @@ def cpu_adam_bytes_per_s(*, small: bool) -> float:
     return CPU_ADAM_BYTES_PER_PARAMETER * count / seconds
 
 
+def host_scales(device: torch.device) -> list[float]:
+    """How slow the host is just now; nothing on a processor, where it is the device."""
+    return [dispatch_scale(device)] if device.type == "cuda" else []
+
+
 def dispatch_scale(device: torch.device) -> float:
     """Host time of operations in a chain that records a graph, over that of the reference host.
 

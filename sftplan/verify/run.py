@@ -30,7 +30,7 @@ from sftplan.train.step import Reading, train_step
 from sftplan.verify.live import Recorder
 from sftplan.verify.occupancy import taken_bytes
 from sftplan.verify.phases import Clock, MemoryWatch, Place
-from sftplan.verify.rates import dispatch_scale
+from sftplan.verify.rates import host_scales
 from sftplan.verify.worst import made_up_batches, worst_micro_batch
 
 if TYPE_CHECKING:
@@ -125,9 +125,10 @@ def _measured(run: DryRun) -> dict[str, Any]:
         memory, first_s = _worst_steps(run, stepper, inputs, worst.num_targets, recorder)
         outside = _outside_bytes(run)
         del inputs
+        hosts = host_scales(run.device)
         time_found = _typical_steps(run, stepper, found, layout)
-    if run.device.type == "cuda":
-        time_found["host_scale"] = dispatch_scale(run.device)
+    if hosts := [*hosts, *host_scales(run.device)]:
+        time_found["host_scale"] = statistics.fmean(hosts)
     return {
         **memory,
         **time_found,

@@ -95,7 +95,6 @@ def work(folder: Path) -> None:
     set_allocator(read_plan(folder / f"{jobs[0]['id']}.plan"))
     import torch
 
-    from sftplan.verify.rates import dispatch_scale
     from sftplan.verify.run import dry_run
 
     cpu = not torch.cuda.is_available()
@@ -103,8 +102,6 @@ def work(folder: Path) -> None:
         request = Request(steps=job["steps"], cap_bytes=job["cap_bytes"], timeline=False, cpu=cpu)
         if not cpu and job["cap_bytes"] is None:
             torch.cuda.set_per_process_memory_fraction(1.0)
-        device = torch.device("cpu" if cpu else "cuda")
-        host = dispatch_scale(device)
         cleaned(torch)
         try:
             found = dry_run(
@@ -112,7 +109,6 @@ def work(folder: Path) -> None:
             )
         except Exception as error:
             found = {"failed": f"{type(error).__name__}: {str(error)[:200]}"}
-        found["host_scale"] = (host + found.get("host_scale", host)) / 2
         left = cleaned(torch)
         draft = folder / f"{job['id']}.part"
         draft.write_text(json.dumps({**found, "left_bytes": left}))

@@ -43,6 +43,8 @@ CASES = [
 UNCOMPILED = [
     ("gpt2", Precision.BF16_MASTER, Checkpointing.NONE, Loss.RESPONSE),
     ("qwen3-0.6b", Precision.BF16_MIXED, Checkpointing.NONE, Loss.CHUNKED),
+    ("qwen3-0.6b", Precision.BF16_MIXED, Checkpointing.FULL, Loss.CHUNKED),
+    ("qwen3-0.6b", Precision.BF16_MASTER, Checkpointing.SELECTIVE, Loss.RESPONSE),
 ]
 
 
@@ -84,7 +86,7 @@ def losses(
         low=product_dtype(precision), config=config, captured=captured,
     )  # fmt: skip
     model = build_model(config, precision=precision, attention=kernel.name, device=device)
-    prepare_blocks(model, checkpointing=checkpointing, compiled=compiled)
+    prepare_blocks(model, checkpointing=checkpointing, compiled=compiled, captured=captured)
     if spoil is not None:
         spoil(model)
     response, chunk = loss_functions(compiled=compiled)
