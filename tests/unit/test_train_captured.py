@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.filterwarnings("default"),  # the compiler itself warns
 ]
 SEQ_LEN, STEPS = 256, 6
 CASES = [
@@ -124,20 +125,17 @@ def losses(
     return found
 
 
-@pytest.mark.filterwarnings("default")  # the compiler itself warns
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
 def test_replayed_steps_are_the_same_steps_to_the_bit(case: Sequence[Any]) -> None:
     assert losses(tuple(case), captured=True) == losses(tuple(case), captured=False)
 
 
-@pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
 def test_so_are_padded_ones_that_transformers_makes_no_mask_for(case: Sequence[Any]) -> None:
     found = losses(tuple(case), captured=True, packed=False)
     assert found == losses(tuple(case), captured=False, packed=False)
 
 
-@pytest.mark.filterwarnings("default")
 def test_what_was_released_is_captured_again() -> None:
     found = losses(CASES[0], captured=True, release_at=4)
     assert found == losses(CASES[0], captured=False)
@@ -149,7 +147,6 @@ def test_so_are_uncompiled_ones(case: Sequence[Any]) -> None:
     assert found == losses(tuple(case), captured=False, compiled=False)
 
 
-@pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("case", CASES[:2], ids=lambda case: "-".join(map(str, case)))
 @pytest.mark.usefixtures("lone_rank")
 def test_gradients_are_summed_over_the_ranks_inside_of_the_graph(case: Sequence[Any]) -> None:
