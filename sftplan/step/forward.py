@@ -104,8 +104,7 @@ def hidden_states(
     block = compiled_layer if compiles else BLOCKS[model.family]
     for number, layer in enumerate(weights.layers):
         tape.mark("forward", number)
-        inside = compiles and strategy.checkpointing is Checkpointing.SELECTIVE  # of its own graph
-        if inside or strategy.checkpointing is Checkpointing.NONE:
+        if compiles or strategy.checkpointing is Checkpointing.NONE:  # part of a compiled block
             x = block(tape, context, number, layer, x)
         else:
             selective = strategy.checkpointing is Checkpointing.SELECTIVE

@@ -166,11 +166,6 @@ class Tape:
         finally:
             self._frame = None
 
-    @property
-    def recomputes(self) -> bool:
-        """Whether what runs now is a checkpointed call's second time."""
-        return self._recomputing is not None
-
     def recall(self) -> Tensor | None:
         """While recomputing selectively: the next result that was kept."""
         frame = self._recomputing

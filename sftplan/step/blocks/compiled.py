@@ -9,7 +9,6 @@ from sftplan.facts.model import Family
 from sftplan.facts.strategy import Attention, Checkpointing
 from sftplan.step.compiled import compiled_block
 from sftplan.step.compiled.block import SUPPORTED
-from sftplan.step.compiled.graph import Buffer
 from sftplan.step.compiled.head import HEAD_MULTIPLE, compiled_head
 from sftplan.step.ops.attention import flash_backward_scratch, kernel_shape, rowwise_flops
 from sftplan.step.ops.matmul import matmul
@@ -21,13 +20,31 @@ if TYPE_CHECKING:
     from sftplan.facts.model import ModelShape
     from sftplan.step.autograd import Node
     from sftplan.step.blocks.context import Context, LayerWeights
-    from sftplan.step.compiled.graph import Compiled, Graph
+    from sftplan.step.compiled.graph import Buffer, Compiled, Graph
     from sftplan.step.tape import Tape
 
+    Shapes = dict[str, tuple[int, ...]]
+
 # What selective checkpointing keeps: results of products, and of the attention (train/checkpointing.py).
-GIVEN = frozenset(
-    ("qkv", "q", "k", "v", "attended", "logsumexp", "attention.rng", "projected", "pre", "up")
-)
+GIVEN = {
+    Checkpointing.NONE: None,
+    Checkpointing.SELECTIVE: frozenset(
+        (
+            "qkv",
+            "q",
+            "k",
+            "v",
+            "attended",
+            "logsumexp",
+            "attention.rng",
+            "projected",
+            "pre",
+            "act",
+            "up",
+        )
+    ),
+    Checkpointing.FULL: frozenset[str](),
+}
 LUMP = "biases and norms"  # gradients that compiled_block gives as one buffer
 
 
@@ -38,9 +55,12 @@ def can_compile(model: ModelShape) -> bool:
 
 @lru_cache(maxsize=64)
 def _specification(
-    model: ModelShape, tokens: int, weights: DType, autocast: DType | None, *, repeats: bool
-) -> Compiled:
-    return compiled_block(model, tokens, weights=weights, autocast=autocast, repeats=repeats)
+    model: ModelShape, tokens: int, weights: DType, autocast: DType | None, *, repeats: bool,
+    given: frozenset[str] | None,
+) -> Compiled:  # fmt: skip
+    return compiled_block(
+        model, tokens, weights=weights, autocast=autocast, repeats=repeats, given=given
+    )
 
 
 def compiled_layer(tape: Tape, context: Context, number: int, w: LayerWeights, x: Tensor) -> Tensor:
@@ -49,21 +69,25 @@ def compiled_layer(tape: Tape, context: Context, number: int, w: LayerWeights, x
     dtype = next(iter(w.values())).dtype
     grouped = context.model.num_kv_heads != context.model.num_heads
     repeats = grouped and context.strategy.attention is Attention.VARLEN  # before PyTorch 2.12
-    spec = _specification(context.model, tokens, dtype, tape.autocast_dtype, repeats=repeats)
+    plain, spec = (
+        _specification(
+            context.model, tokens, dtype, tape.autocast_dtype, repeats=repeats, given=given
+        )
+        for given in (None, GIVEN[context.strategy.checkpointing])
+    )
     inputs = (x, *w.values())
     node = tape.node("compiled", inputs, _backward, (x,))
-    node.extra = (spec, context, list(w))
+    node.extra = (spec, plain, context, list(w))
     held = _run(tape, spec.forward, {})
-    _work(tape, context, _read_again(w, context) if tape.recomputes else w, x, spec.forward, 1)
-    out = held.pop(spec.forward.held["out"].name).view(*x.shape)
-    for buffer in _kept(spec, context):
-        kept = held.pop(buffer.name, None)
-        tape.save(node, tape.empty(buffer.shape, buffer.dtype) if kept is None else kept)
+    _work(tape, context, {name: v.shape for name, v in w.items()}, x, plain.forward, 1)
+    out = held.pop(spec.forward.held["out"]).view(*x.shape)
+    for buffer in spec.saved:
+        tape.save(node, held.pop(buffer))
     out.node = node
     return out
 
 
-def _read_again(w: LayerWeights, context: Context) -> LayerWeights:
+def _read_again(w: Shapes, context: Context) -> Shapes:
     """The weights of what a checkpointed block computes again: not of products that are only added up.
 
     Forward and backward pass are one graph each, and AOTAutograd leaves out what nothing reads.
@@ -74,26 +98,9 @@ def _read_again(w: LayerWeights, context: Context) -> LayerWeights:
     return {name: v for name, v in w.items() if not name.removesuffix(".weight").endswith(last)}
 
 
-def _kept(spec: Compiled, context: Context) -> list[Buffer]:
-    """What is saved: under selective checkpointing only what products and attention gave."""
-    if context.strategy.checkpointing is not Checkpointing.SELECTIVE:
-        return list(spec.saved)
-    named = {b.name: b for b in spec.saved}
-    kept = [b for b in spec.saved if b.name.removesuffix(" read") in GIVEN]
-    kept = [b for b in kept if b.name.removesuffix(" read") not in named or b.name in GIVEN]
-    if "qkv" in named:  # q and k are made of it again
-        kept = [b for b in kept if b.name not in ("q", "k")]
-    for part in "kv":  # copied to all heads again
-        if f"{part} repeated" in named and part not in named:
-            kept.append(Buffer(part, (kept[0].shape[0], context.model.kv_size), kept[0].dtype))
-    if "pre" not in named:  # ReLU: what enters it is as large as what comes out
-        kept.append(named["act"])
-    return kept
-
-
 def _run(
-    tape: Tape, graph: Graph, held: dict[str, Tensor], attend: Callable[[], None] | None = None
-) -> dict[str, Tensor]:
+    tape: Tape, graph: Graph, held: dict[Buffer, Tensor], attend: Callable[[], None] | None = None
+) -> dict[Buffer, Tensor]:
     """Births and deaths of a graph's buffers; what is alive at its end, by buffer.
 
     `held` is what it begins with, and changes: a caller that kept it would keep all that dies.
@@ -101,34 +108,32 @@ def _run(
     """
     for born, buffer in graph.events:
         if born:
-            held[buffer.name] = tape.empty(buffer.shape, buffer.dtype)
+            held[buffer] = tape.empty(buffer.shape, buffer.dtype)
             if buffer.name == "d v" and attend is not None:
                 attend()
         else:
-            held.pop(buffer.name, None)
+            held.pop(buffer, None)
     return held
 
 
 def _backward(
     tape: Tape, node: Node, gradients: list[Tensor | None], saved: list[Tensor]
 ) -> list[Tensor | None]:
-    spec, context, names = node.extra
+    spec, plain, context, names = node.extra
     x = saved[0]
-    kept = _kept(spec, context)
-    held = {b.name: t for b, t in zip(kept, saved[1:], strict=True)}
-    again = [b for b in spec.saved if b.name not in held]
-    held |= {b.name: tape.empty(b.shape, b.dtype) for b in again}
-    # written once: what they are computed from the kernels beside them read anyway
-    tape.work("fused", x.dtype, 0, sum(b.nbytes for b in again))
+    held = dict(zip(spec.saved, saved[1:], strict=True))
     saved.clear()
     node.saved.clear()
     alive = _run(tape, spec.backward, held, partial(_attention_scratch, tape, context, x))
-    results = {name: alive[buffer.name] for name, buffer in spec.backward.held.items()}
+    results = {name: alive[buffer] for name, buffer in spec.backward.held.items()}
     del alive, held
     w = dict(zip(names, (shape for shape, _ in node.inputs[1:]), strict=True))
-    _work(
-        tape, context, None, x, spec.backward, 2, [shape for shape in w.values() if len(shape) > 1]
-    )
+    if context.strategy.checkpointing is Checkpointing.FULL:
+        _work(tape, context, _read_again(w, context), x, plain.forward, 1)
+    # written once: what they are computed from the kernels beside them read anyway
+    elif context.strategy.checkpointing is Checkpointing.SELECTIVE:
+        tape.work("fused", x.dtype, 0, plain.saved_bytes - spec.saved_bytes)
+    _work(tape, context, w, x, plain.backward, 2)
     low = tape.autocast_dtype or x.dtype
     columns = sum(shape[0] for name, shape in w.items() if _is_bias(name, w))
     tape.work("fused", x.dtype, 0, x.shape[0] * x.shape[1] * columns * low.size)
@@ -167,24 +172,14 @@ def _gradient_places(names: tuple[str, ...], buffers: tuple[str, ...]) -> tuple[
     return tuple(place(name) for name in names)
 
 
-def _work(
-    tape: Tape,
-    context: Context,
-    w: LayerWeights | None,
-    x: Tensor,
-    graph: Graph,
-    products: int,
-    shapes: list[tuple[int, ...]] | None = None,
-) -> None:
+def _work(tape: Tape, context: Context, w: Shapes, x: Tensor, graph: Graph, products: int) -> None:
     """The products, the attention, and one pass over every buffer for what is fused between them."""
     model = context.model
     tokens = x.shape[0] * x.shape[1]
     dtype = tape.autocast_dtype or x.dtype
     low = Tensor((), dtype, x.storage)
-    if w is not None:
-        shapes = [v.shape for v in w.values() if len(v.shape) > 1]
-    for shape in shapes or ():
-        for _ in range(products):
+    for shape in w.values():
+        for _ in range(products if len(shape) > 1 else 0):
             matmul(tape, "linear", tokens, shape[0], shape[1], low)
     flops = rowwise_flops(
         x.shape[0], model.num_heads, x.shape[1], model.head_dim, context.documents
@@ -214,8 +209,8 @@ def compiled_loss(tape: Tape, model: ModelShape, weight: Tensor, x: Tensor) -> T
     held = _run(tape, spec.forward, {})
     _head_work(tape, spec.forward, x, weight, 1)
     for buffer in spec.saved:
-        tape.save(node, held.pop(buffer.name))
-    loss = held.pop("loss")
+        tape.save(node, held.pop(buffer))
+    loss = held.pop(spec.forward.held["loss"])
     loss.node = node
     return loss
 
@@ -225,12 +220,12 @@ def _loss_backward(
 ) -> list[Tensor | None]:
     spec: Compiled = node.extra
     x, weight = saved[:2]
-    held = {b.name: t for b, t in zip(spec.saved, saved[2:], strict=True)}
+    held = dict(zip(spec.saved, saved[2:], strict=True))
     saved.clear()
     node.saved.clear()
     _head_work(tape, spec.backward, x, weight, 2)
     alive = _run(tape, spec.backward, held)
-    ends = {name.removesuffix(" low"): b.name for name, b in spec.backward.held.items()}
+    ends = {name.removesuffix(" low"): b for name, b in spec.backward.held.items()}
     return [
         alive[ends["d hidden"]].view(*node.inputs[0][0]),
         alive[ends["d weight"]].view(*node.inputs[1][0]),

@@ -24,6 +24,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sftplan.step.compiled.again import forgetful_forward, kept_by
+from sftplan.step.compiled.again_backward import recomputing_backward
 from sftplan.step.compiled.backward import backward_graph
 from sftplan.step.compiled.block import SUPPORTED, Block
 from sftplan.step.compiled.forward import forward_graph
@@ -43,13 +45,15 @@ def compiled_block(
     dropout: bool | None = None,
     by_token: bool = False,
     repeats: bool = False,
+    given: frozenset[str] | None = None,
 ) -> Compiled:
     """One block over `tokens` tokens, attention by `varlen_attn`.
 
     `dropout` None is as the model has it. `by_token` says that attention gets q and k contiguous as
     (tokens, heads, d_head): without it NeoX's rotated heads lie head by head, so does the result, and
     the output projection needs and keeps a copy. `repeats` says that grouped keys and values are
-    copied to every head before the attention, and kept so.
+    copied to every head before the attention, and kept so. `given` makes it checkpointed: of what products
+    and the attention give only these are kept.
 
     GPT-2 under autocast with dropout, per token: 31·d bytes, the statistics and the weights' copies
 
@@ -70,6 +74,12 @@ def compiled_block(
     if dropout is None:
         dropout = model.residual_dropout > 0
     block = Block(model, tokens, weights, autocast, dropout, by_token, repeats)
+    if given is not None:
+        kept = kept_by(block, given)
+        forgetful = forgetful_forward(block, kept).planned()
+        held = {name: forgetful.held[name] for name in forgetful.held if name in kept}
+        backward = recomputing_backward(block, held).planned()
+        return Compiled(tuple(held.values()), forgetful, backward)
     forward = forward_graph(block)
     saved = {name: buffer for name, buffer in forward.held.items() if name != "out"}
     return Compiled(tuple(saved.values()), forward, backward_graph(block, saved))
