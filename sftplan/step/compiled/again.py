@@ -31,9 +31,12 @@ class Again:
             self.graph.new(name, self.block.tokens, columns, dtype=dtype or self.low)
 
     def over(self, old: str, name: str, columns: int, dtype: DType | None = None) -> None:
-        """The same over an input that dies, unless that is kept."""
-        self.forget(old)
-        self.new(name, columns, dtype)
+        """The same over an input that dies, if both are as large."""
+        kind = dtype or self.low
+        alike = self.graph.held[old].nbytes == self.block.tokens * columns * kind.size
+        self.forget(old if alike else "")
+        self.new(name, columns, kind)
+        self.forget("" if alike else old)
 
     def forget(self, *names: str) -> None:
         """What is read no more, and not kept."""

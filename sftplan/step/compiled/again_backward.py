@@ -65,7 +65,10 @@ class _Backward(Again):
             if self.whole:
                 self.forward_again()
         inner = "act" if block.relu else "pre"
-        self.new("activated", self.model.intermediate_size)
+        if block.relu:  # over what enters it, which nothing else reads
+            self.over("act", "activated", self.model.intermediate_size)
+        else:
+            self.new("activated", self.model.intermediate_size)
         if block.gated:
             self.new("d pre", block.linear["pre"][2])
             if "up" in block.linear:
