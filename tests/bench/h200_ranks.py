@@ -193,25 +193,33 @@ def curve(args: argparse.Namespace, deadline: Deadline) -> None:
         }
         alone = _training_case(args, micro_batch=8, style="uncompiled", accumulation=args.gpus)
         runs = {"one": _training(args, alone, 1, steps=steps, **more)}
-        for zero in (3, 2, 1, 0):
+        for zero in map(int, args.zero.split(",")):
             case = _training_case(args, micro_batch=8, style="uncompiled", zero=zero)
             runs[f"zero-{zero}"] = _training(args, case, args.gpus, steps=steps, **more)
         runs["one, again"] = runs["one"]
-        found = {row["name"]: row for row in rows_of(runs, deadline, longest_s=args.longest)}
+        found: dict[str, dict[str, Any]] = {}
+        for row in rows_of(runs, deadline, longest_s=args.longest):
+            found[row["name"]] = row
+            _write_curves(args.out / "curves.csv", found)  # at once: a run may be stopped
     curves = {name: row["losses"] for name, row in found.items() if row.get("losses")}
     for name, row in found.items():
         if name in curves and "one" in curves:
             apart = [abs(a - b) for a, b in zip(curves["one"], curves[name], strict=True)]
             row |= {"first": curves[name][0], "last": curves[name][-1], "max_difference": max(apart),
                     "mean_difference": fmean(apart)}  # fmt: skip
-    with (args.out / "curves.csv").open("w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["step", *curves])
-        writer.writerows([n, *each] for n, each in enumerate(zip(*curves.values(), strict=True), 1))
     table(
         ("name", "status", "first", "last", "max_difference", "mean_difference", "step_s"),
         list(found.values()),
     )
+
+
+def _write_curves(path: Path, found: dict[str, dict[str, Any]]) -> None:
+    """A column of losses for each run that ended."""
+    curves = {name: row["losses"] for name, row in found.items() if row.get("losses")}
+    with path.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["step", *curves])
+        writer.writerows([n, *each] for n, each in enumerate(zip(*curves.values(), strict=True), 1))
 
 
 def _training_case(args: argparse.Namespace, **knobs: Any) -> Case:
@@ -253,6 +261,7 @@ def main() -> None:
     parser.add_argument(
         "--rate", type=float, default=2e-5, help="learning rate that --curve warms up to"
     )
+    parser.add_argument("--zero", default="3,2,1,0", help="stages of --curve, with commas")
     parser.add_argument("--model", default="gpt2-large", help="of --scaling and --curve")
     for mode in ("dry", "collectives", "scaling", "curve", "judge", "tiny"):
         parser.add_argument(f"--{mode}", action="store_true")
