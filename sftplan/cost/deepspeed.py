@@ -18,10 +18,15 @@ if TYPE_CHECKING:
     from sftplan.cost.clocks import Segment
     from sftplan.facts.strategy import Strategy
 
-# Checking each gradient for overflow and its norm in fp64, then one flat update: 0.1025 s of gpt2-large
-# and 0.1672 s of gpt2-xl are two equations for these two.
-UPDATE_WEIGHT_S = 1.3e-4
-UPDATE_BYTES_PER_PARAMETER = 255
+# Of each parameter that a rank updates, beside AdamW's own: read for its largest and its smallest (4), in fp64 for
+# its norm (18), laid flat (4), in fp32 (6), clipped (8), and the new weight in its type (6); stage_1_and_2.py, step.
+UPDATE_BYTES_PER_PARAMETER = 46
+# What is left of the optimizer's phase per weight: median of gpt2-large (stage 1; stage 2 on one and on two H200)
+# and gpt2-xl (stage 1), 1.3e-4 to 2.1e-4.
+UPDATE_WEIGHT_S = 1.97e-4
+# The hook that takes each gradient into a bucket under stage 2 (reduce_independent_p_g_buckets_and_remove_grads):
+# gpt2-large's backward pass takes 0.0985 s on one rank, 0.0851 and 0.0848 under stage 1 and without DeepSpeed.
+BUCKET_WEIGHT_S = 3.1e-5
 STAGE3_UPDATE_WEIGHT_S = 1.1e-4  # 0.062 s of gpt2-large, of which 0.014 s move bytes
 OFFLOAD_UPDATE_WEIGHT_S = 2 * OTHER_US * MICRO  # its norm read off the GPU, its view of the weights
 # Hooks before and after each module, which gather and release (parameter_offload.py): 443 modules of
@@ -77,22 +82,28 @@ def passes_s(strategy: Strategy, num_weights: float) -> float:
     to be on it: nothing runs beside (stage_1_and_2.py, update_offload_overflow_tracker).
 
     >>> from sftplan.facts.strategy import Strategy
-    >>> round(passes_s(Strategy(zero=2, offload=Offload.OPTIMIZER), 435), 3)
-    0.17
+    >>> [round(passes_s(Strategy(zero=2, offload=x), 435), 4) for x in (Offload.OPTIMIZER, Offload.NONE)]
+    [0.1696, 0.0135]
     """
-    if strategy.offload is Offload.NONE or strategy.zero == 3:
+    if strategy.zero == 3:
         return 0.0
-    return strategy.accumulation * num_weights * OFFLOAD_PASS_WEIGHT_S
+    if strategy.offload is not Offload.NONE:
+        return strategy.accumulation * num_weights * OFFLOAD_PASS_WEIGHT_S
+    return strategy.accumulation * num_weights * BUCKET_WEIGHT_S * (strategy.zero == 2)
 
 
 def update_s(
-    strategy: Strategy, num_weights: float, parameters: float, bytes_per_s: float
+    strategy: Strategy, num_weights: float, parameters: float, bytes_per_s: float, *, ranks: int = 1
 ) -> float:
     """Seconds of the optimizer's phase on the GPU, and per weight; `parameters` are one rank's.
 
+    Under stages 1 and 2 a rank goes through the weights that it updates, under stage 3 through its share of each.
+
     >>> from sftplan.facts.strategy import Strategy
     >>> round(update_s(Strategy(zero=1), 435, 774_030_080, 4.4e12), 3)
-    0.101
+    0.094
+    >>> round(update_s(Strategy(zero=1), 435, 387_015_040, 4.4e12, ranks=2), 3)
+    0.047
     """
     if strategy.zero == 3:
         return num_weights * STAGE3_UPDATE_WEIGHT_S
@@ -100,4 +111,5 @@ def update_s(
         return num_weights * OFFLOAD_UPDATE_WEIGHT_S
     if strategy.zero == 0:
         return 0.0
-    return num_weights * UPDATE_WEIGHT_S + parameters * UPDATE_BYTES_PER_PARAMETER / bytes_per_s
+    moved_s = parameters * UPDATE_BYTES_PER_PARAMETER / bytes_per_s
+    return num_weights / ranks * UPDATE_WEIGHT_S + moved_s

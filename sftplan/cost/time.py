@@ -127,6 +127,6 @@ class _Update:
             clocks.gpu_s = max(clocks.gpu_s, clocks.host_s)
             clocks.gpu_s += adamw / (ranks if strategy.zero else 1)
         mine, rate = self.parameters / ranks, self.device.bytes_per_s
-        clocks.gpu_s += deepspeed.update_s(strategy, self.tensors, mine, rate)
+        clocks.gpu_s += deepspeed.update_s(strategy, self.tensors, mine, rate, ranks=ranks)
         clocks.host_s += self.tensors * dispatch.ZERO_GRAD_TENSOR_S
         return max(clocks.gpu_s, clocks.host_s) - passed
