@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sftplan.facts.strategy import Strategy
 
 # Of each parameter that a rank updates, beside AdamW's own: read for its largest and its smallest (4), in fp64 for
-# its norm (18), laid flat (4), in fp32 (6), clipped (8), and the new weight in its type (6); stage_1_and_2.py, step.
+# its norm (18), laid flat (4), in fp32 (6), clipped (8), the new weight in its type (6); stage_1_and_2.py, step.
 UPDATE_BYTES_PER_PARAMETER = 46
 # What is left of the optimizer's phase per weight: median of gpt2-large (stage 1; stage 2 on one and on two H200)
 # and gpt2-xl (stage 1), 1.3e-4 to 2.1e-4.

@@ -98,6 +98,21 @@ def _read_again(w: Shapes, context: Context) -> Shapes:
     return {name: v for name, v in w.items() if not name.removesuffix(".weight").endswith(last)}
 
 
+def _formed_again_bytes(plain: Compiled) -> int:
+    """What a plain block keeps beyond what products and the attention give."""
+    given = GIVEN[Checkpointing.SELECTIVE] or frozenset()
+    held = {name: buffer for name, buffer in plain.forward.held.items() if name != "out"}
+
+    def is_given(name: str) -> bool:
+        if f"{name}.raw" in held or (name in ("q", "k") and "qkv" in held):
+            return False  # normed or rotated
+        if name == "act":
+            return "pre" not in held
+        return name.removesuffix(".raw") in given
+
+    return sum(buffer.nbytes for name, buffer in held.items() if not is_given(name))
+
+
 def _run(
     tape: Tape, graph: Graph, held: dict[Buffer, Tensor], attend: Callable[[], None] | None = None
 ) -> dict[Buffer, Tensor]:
@@ -132,7 +147,7 @@ def _backward(
         _work(tape, context, _read_again(w, context), x, plain.forward, 1)
     # written once: what they are computed from the kernels beside them read anyway
     elif context.strategy.checkpointing is Checkpointing.SELECTIVE:
-        tape.work("fused", x.dtype, 0, plain.saved_bytes - spec.saved_bytes)
+        tape.work("fused", x.dtype, 0, _formed_again_bytes(plain))
     _work(tape, context, w, x, plain.backward, 2)
     low = tape.autocast_dtype or x.dtype
     columns = sum(shape[0] for name, shape in w.items() if _is_bias(name, w))
