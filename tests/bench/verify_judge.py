@@ -11,11 +11,15 @@ from typing import Any
 from verify_cases import h200, plan_of
 
 from sftplan.facts.calibration import FITTED, Calibration, read_calibration, with_rates
+from sftplan.facts.captured import is_captured
 from sftplan.facts.hardware import Hardware
+from sftplan.facts.resolve import resolve_model
+from sftplan.plan.timeline import strategy_of
 from sftplan.verify.calibrate import observation_of, with_observations
 from sftplan.verify.fit import beside_host
 
 QUANTITIES = ("allocated", "reserved", "used", "step_s")
+WORST_STEP = 0.10  # what the time of a step may be off
 
 
 def judge(path: Path, calibration: Path | None) -> None:
@@ -70,8 +74,11 @@ def _again(row: dict[str, str], machine: Hardware) -> dict[str, Any]:
 
     plan = plan_of(case_of(row), machine)
     gpu = plan.memory.gpu
+    captured = is_captured(
+        strategy_of(plan.strategy), resolve_model(row["model"]), int(row["seq_len"])
+    )
     return row | {
-        "allocated_predicted": gpu.peak_allocated_bytes, "reserved_predicted": gpu.peak_reserved_bytes,
+        "captured": captured, "allocated_predicted": gpu.peak_allocated_bytes, "reserved_predicted": gpu.peak_reserved_bytes,
         "used_predicted": gpu.used_bytes, "step_s_predicted": plan.time.step_s,
     }  # fmt: skip
 
@@ -81,13 +88,22 @@ def _report(rows: list[dict[str, Any]]) -> None:
         chosen = [row for row in rows if row["half"] == half]
         print(f"{half}: {len(chosen)} rows")
         for quantity in QUANTITIES:
-            errors = [(_error(row, quantity), row["name"]) for row in chosen if row[quantity]]
-            if errors:
-                worst = max(errors, key=lambda e: abs(e[0]))
-                mean, signed = fmean(abs(e) for e, _ in errors), fmean(e for e, _ in errors)
-                print(
-                    f"  {quantity:<10} mean {mean:7.2%}  signed {signed:+7.2%}  worst {worst[0]:+7.2%}  {worst[1]}"
-                )
+            _print_errors(quantity, chosen)
+    for captured, words in ((True, "captured"), (False, "waiting for a host")):
+        chosen = [row for row in rows if row["captured"] is captured]
+        near = sum(abs(_error(row, "step_s")) <= WORST_STEP for row in chosen)
+        print(f"{words}: {len(chosen)} rows, {near} within {WORST_STEP:.0%}")
+        _print_errors("step_s", chosen)
+
+
+def _print_errors(quantity: str, rows: list[dict[str, Any]]) -> None:
+    errors = [(_error(row, quantity), row["name"]) for row in rows if row[quantity]]
+    if errors:
+        worst = max(errors, key=lambda e: abs(e[0]))
+        mean, signed = fmean(abs(e) for e, _ in errors), fmean(e for e, _ in errors)
+        print(
+            f"  {quantity:<10} mean {mean:7.2%}  signed {signed:+7.2%}  worst {worst[0]:+7.2%}  {worst[1]}"
+        )
 
 
 def _error(row: dict[str, Any], quantity: str) -> float:
