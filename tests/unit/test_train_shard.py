@@ -362,7 +362,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             start_new_session=True,
         )  # fmt: skip
         try:
-            code = process.wait(240)
+            code = process.wait(480)  # 170 s alone on two cores, more beside other tests
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, 9)
