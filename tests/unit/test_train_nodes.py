@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from sftplan.plan.record import Plan
 
+pytestmark = pytest.mark.xdist_group("nodes")  # what both machines left is made once, in one worker
 SAME = ("step", "loss", "grad_norm", "learning_rate", "tokens_total")
 ALL_GONE_S = 60.0
 

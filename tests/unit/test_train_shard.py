@@ -42,6 +42,7 @@ from sftplan.train.update import Update
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+pytestmark = pytest.mark.xdist_group("shard")  # the groups of ranks are run once, in one worker
 STEPS, SAVED_AFTER = 8, 4
 ROWS_PER_STEP = 8  # of one row per pass: what ranks there are share them out
 SEQ_LEN, VOCAB = 32, 99

@@ -53,7 +53,7 @@ def can_compile(model: ModelShape) -> bool:
     return model.family in SUPPORTED and not (model.sandwich_norms or model.post_norm)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def _specification(
     model: ModelShape, tokens: int, weights: DType, autocast: DType | None, *, repeats: bool,
     given: frozenset[str] | None,

@@ -64,21 +64,14 @@ class Again:
             graph.give("logsumexp", m.num_heads, n, dtype=DType.FP32)
             graph.give("attention.rng", 2, dtype=DType.INT64)
 
-    def queries(self, purpose: str) -> None:
-        """Queries, keys and values as the attention reads them, named by who reads them."""
+    def queries(self) -> None:
+        """Queries and keys as the attention reads them, of the product of all three; OPT's are scaled queries."""
         m = self.model
         if m.family is Family.GPT2:
             return
-        if self.block.fused_qkv:
-            self.new(f"q {purpose}", m.query_size)
-            self.new(f"k {purpose}", m.kv_size)
-            return
-        self.new(f"q {purpose}", m.query_size)
-        if m.family is Family.OPT:
-            return
-        self.new(f"k {purpose}", self.block.attended_kv_size)
-        if self.block.repeats:
-            self.new(f"v {purpose}", self.block.attended_kv_size)
+        self.new("q read", m.query_size)
+        if m.family is not Family.OPT:
+            self.new("k read", m.kv_size)
 
 
 def forgetful_forward(block: Block, kept: frozenset[str]) -> PlannedGraph:
@@ -126,7 +119,7 @@ def _read(run: Again, sources: tuple[str, ...]) -> None:
     """Rotated, scaled and repeated; what they are made of dies."""
     m = run.model
     if run.block.fused_qkv:
-        run.queries("read")
+        run.queries()
         return
     for part in sources:
         columns = m.query_size if part == "q" else run.block.attended_kv_size

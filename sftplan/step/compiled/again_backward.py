@@ -132,7 +132,7 @@ class _Backward(Again):
         if m.family is Family.GPT2 or (m.family is Family.OPT and not self.whole):
             return
         if self.block.fused_qkv or m.family is Family.OPT:
-            self.queries("read")
+            self.queries()
             graph.free("q" if m.family is Family.OPT else "")
             return
         if self.whole:
@@ -155,8 +155,7 @@ class _Backward(Again):
             if not block.fused_qkv:
                 self.new("norm1", m.hidden_size)
             self.read_again()
-        early = block.fused_qkv
-        if early:
+        if block.fused_qkv:
             self.weight_gradient("projected")
             graph.free("d projected")
         self.attention_gradients()
@@ -227,7 +226,7 @@ class _Backward(Again):
             graph.free("d pre", "norm2")
         self.inward("projected", "d attended")
         self.product("qkv")
-        self.queries("read")
+        self.queries()
         self.attended()
         self.attention_gradients()
         graph.free("d attended", "q read", "k read", "logsumexp", "attention.rng")
