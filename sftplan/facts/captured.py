@@ -31,8 +31,8 @@ def is_captured(strategy: Strategy, model: ModelShape, seq_len: int) -> bool:
     alone = strategy.zero == 0 and strategy.offload is Offload.NONE
     again = strategy.checkpointing is not Checkpointing.NONE and not strategy.compile
     fixed = not (again and draws(strategy, model))
-    plain = strategy.attention is Attention.SDPA and strategy.compile
-    maskless = plain and not needs_mask(strategy, model, seq_len)
+    compiled = strategy.attention is Attention.SDPA and strategy.compile
+    maskless = compiled and not needs_mask(strategy, model, seq_len)
     return alone and fixed and (strategy.attention is Attention.VARLEN or maskless)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sftplan.facts.captured import attention_dropout
 from sftplan.facts.strategy import Attention
 from sftplan.step.ops.attention import (
     eager_attention,
@@ -54,8 +55,7 @@ class Context:
     @property
     def attention_dropout(self) -> float:
         """The dropout inside the attention."""
-        dropout = self.strategy.attention_dropout
-        return self.model.attention_dropout if dropout == "model" else dropout
+        return attention_dropout(self.strategy, self.model)
 
 
 def activation(tape: Tape, context: Context, x: Tensor) -> Tensor:
