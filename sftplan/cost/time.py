@@ -75,7 +75,7 @@ def time_of(
         step_s=passed + updated + communication + offload,
         compute_s=compute,
         memory_s=memory,
-        dispatch_s=passed - compute - memory,
+        dispatch_s=0.0 if captured else passed - compute - memory,  # not what rounding leaves
         communication_s=communication,
         offload_s=offload,
         optimizer_s=updated,
