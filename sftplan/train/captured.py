@@ -17,10 +17,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import distributed
 
+from sftplan.train.redraws import default_generator
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from sftplan.train.inputs import Inputs
+    from sftplan.train.redraws import Redraws
     from sftplan.train.summing import SummedGradients
 
 Tensor = torch.Tensor
@@ -44,16 +47,19 @@ class _Pass:
 class CapturedPasses:
     """The passes of one model's steps; nothing is captured during the first step.
 
-    `summed` are the gradients that all ranks sum, if there is more than one.
+    `summed` are the gradients that all ranks sum, if there is more than one; `redraws` the random numbers
+    that a backward pass draws as its forward pass did.
     """
 
     def __init__(
-        self, parameters: Iterable[torch.nn.Parameter], summed: SummedGradients | None = None
-    ) -> None:
+        self, parameters: Iterable[torch.nn.Parameter], summed: SummedGradients | None = None,
+        redraws: Redraws | None = None,
+    ) -> None:  # fmt: skip
         self._failure: str | None = None
         self._said = False
         self._parameters = list(parameters)
         self._summed = summed
+        self._redraws = redraws
         self._passes: dict[tuple[bool, bool], _Pass] = {}
         self._read: tuple[Inputs, Tensor] | None = None
         self._stream: Any = None
@@ -93,6 +99,8 @@ class CapturedPasses:
         known = self._passes.get(kind)
         if known is None:
             known = self._passes[kind] = _Pass(*self._captured(lambda: forward(*read)))
+        if self._redraws is not None:
+            self._redraws.rewind()
         known.forward.replay()
         mark("backward")
         if known.backward is None:
@@ -135,12 +143,16 @@ class CapturedPasses:
         own_factor.copy_(factor)
         return self._read
 
-    def _captured(self, function: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
+    def _captured(
+        self, function: Callable[[], Any], redraws: Redraws | None = None
+    ) -> tuple[torch.cuda.CUDAGraph, Any]:
         """A graph of what `function` does, in our pool and on our stream; nothing of it runs yet.
 
         Loading data on another thread may go on meanwhile.
         """
         graph = torch.cuda.CUDAGraph()
+        if redraws is not None:
+            redraws.register(graph)
         if self._pool is None:  # what the first step kept for itself goes
             gc.collect()
             torch._C._cuda_clearCublasWorkspaces()
@@ -167,8 +179,10 @@ class CapturedPasses:
             distributed.all_reduce(flag)
             failed = bool(flag)
         if failed:
-            generator = torch.cuda.default_generators[torch.cuda.current_device()]
+            generator = default_generator()
             generator.graphsafe_set_state(generator.clone_state())
+            if self._redraws is not None:
+                self._redraws.restart()
             raise NotCapturableError(failure or "another rank could not capture it")
 
     def _capture_backward(self, known: _Pass, *, sums: bool) -> None:
@@ -179,7 +193,7 @@ class CapturedPasses:
             if sums and self._summed is not None:
                 self._summed.finish()
 
-        known.backward, _ = self._captured(backward)
+        known.backward, _ = self._captured(backward, self._redraws)
         known.gradients = tuple(parameter.grad for parameter in self._parameters)
         known.loss = known.loss.detach()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,9 @@ from torch.utils.checkpoint import (
 from sftplan.facts.strategy import Checkpointing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+    from sftplan.train.redraws import Redraw
 
 KEPT_OPS = (  # matrix products and attention, by name: not every PyTorch has all of them
     "aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_grouped_mm",
@@ -30,22 +33,39 @@ def _policy(_: Any, op: Any, *__: Any, **___: Any) -> CheckpointPolicy:
     return CheckpointPolicy.MUST_SAVE if name in KEPT_OPS else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def _contexts() -> Any:
-    return create_selective_checkpoint_contexts(_policy)  # type: ignore[no-untyped-call]
+def _contexts(kind: Checkpointing, redraw: Redraw | None) -> tuple[Any, Any]:
+    """What surrounds a block going forward, and going forward again."""
+    forward, again = [], []
+    if redraw is not None:
+        forward.append(redraw.going_forward())
+        again.append(redraw.going_again())
+    if kind is Checkpointing.SELECTIVE:
+        keeping, kept = create_selective_checkpoint_contexts(_policy)  # type: ignore[no-untyped-call]
+        forward.append(keeping)
+        again.append(kept)
+    return _within(forward), _within(again)
+
+
+@contextmanager
+def _within(contexts: list[Any]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for context in contexts:
+            stack.enter_context(context)
+        yield
 
 
 def checkpointed(
-    forward: Callable[..., torch.Tensor], kind: Checkpointing, *, draws: bool = True
+    forward: Callable[..., torch.Tensor], kind: Checkpointing, redraw: Redraw | None = None
 ) -> Callable[..., torch.Tensor]:
     """A block's forward pass that keeps only what `kind` says; the same in evaluation.
 
-    Where it `draws` random numbers the generator's state is kept, to draw them again.
+    `redraw` draws its random numbers again where graphs replay it; else the generator's state is kept.
     """
     if kind is Checkpointing.NONE:
         return forward
-    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": draws}
-    if kind is Checkpointing.SELECTIVE:
-        options["context_fn"] = _contexts
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": redraw is None}
+    if redraw is not None or kind is Checkpointing.SELECTIVE:
+        options["context_fn"] = partial(_contexts, kind, redraw)
     again = partial(checkpoint, forward, **options)
 
     def run(*args: Any, **kwargs: Any) -> torch.Tensor:

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sftplan.facts.strategy import Checkpointing
 from sftplan.train.activation import sigmoid_gelus
 from sftplan.train.checkpointing import checkpointed
 from sftplan.train.dropout import hash_dropouts
 from sftplan.train.loss import chunk_gradient, response_loss
+from sftplan.train.redraws import Redraws
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    from sftplan.facts.strategy import Checkpointing
 
 
 def blocks_of(model: Any) -> list[torch.nn.Module]:
@@ -30,23 +30,28 @@ def blocks_of(model: Any) -> list[torch.nn.Module]:
 
 def prepare_blocks(
     model: Any, *, checkpointing: Checkpointing, compiled: bool, captured: bool = False
-) -> None:
+) -> Redraws | None:
     """Make every block checkpointed, compiled, or both: compiled around the checkpoint.
 
-    Uncompiled ones that are `captured` draw nothing (facts/captured.py).
+    What graphs of `captured` passes draw again comes back; compiled blocks see to that themselves.
     """
     blocks = blocks_of(model)
+    redraws = None
     if compiled:
         from sftplan.train.reductions import hold_whole_rows
 
         hold_whole_rows()
         hash_dropouts(model, blocks)
         sigmoid_gelus(blocks)
-    for block in blocks:
-        forward = checkpointed(block.forward, checkpointing, draws=compiled or not captured)
+    elif captured and checkpointing is not Checkpointing.NONE:
+        redraws = Redraws(model, blocks)
+    for number, block in enumerate(blocks):
+        redraw = None if redraws is None else redraws.of_blocks[number]
+        forward = checkpointed(block.forward, checkpointing, redraw)
         if compiled:
             forward = torch.compile(forward, dynamic=False)
         block.forward = forward
+    return redraws
 
 
 @contextmanager

@@ -83,7 +83,7 @@ def build_stepper(
         config, precision=strategy.precision, attention=kernel.name, weights=weights,
         device=place_to_build(strategy.zero, device, world_size), seed=settings.seed, drawn_on=device,
     )  # fmt: skip
-    prepare_blocks(
+    redraws = prepare_blocks(
         model, checkpointing=strategy.checkpointing, compiled=strategy.compile,
         captured=kernel.captured,
     )  # fmt: skip
@@ -101,7 +101,7 @@ def build_stepper(
             world_size=world_size,
         )  # fmt: skip
         if kernel.captured:
-            captured = CapturedPasses(update.parameters, update.summed)
+            captured = CapturedPasses(update.parameters, update.summed, redraws)
     return Stepper(
         model=model, update=update, precision=strategy.precision, loss=strategy.loss,
         max_grad_norm=strategy.max_grad_norm, device=device, world_size=world_size,

@@ -10,9 +10,12 @@ import statistics
 import time
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 END = "end"
 DATA = "data"
@@ -46,7 +49,8 @@ class Clock:
         event.record()
         return event
 
-    def _between_s(self, start: Any, stop: Any) -> float:
+    def between_s(self, start: Any, stop: Any) -> float:
+        """Seconds between two marks."""
         if self.device.type != "cuda":
             return float(stop - start)
         return float(start.elapsed_time(stop)) / 1e3
@@ -54,18 +58,20 @@ class Clock:
     def step_seconds(self) -> list[float]:
         """From the end of a step to the end of the next one: what training would see."""
         ends = [marks[-1][1] for marks in self.steps]
-        return [self._between_s(a, b) for a, b in pairwise(ends)]
+        return [self.between_s(a, b) for a, b in pairwise(ends)]
 
-    def phase_seconds(self) -> dict[str, float]:
-        """Median seconds of each phase, all passes of a step together; call it when all is done."""
-        found: dict[str, list[float]] = {DATA: self.waits_s[1:]}
-        for marks in self.steps[1:]:
+
+def phase_seconds(clocks: Sequence[Clock]) -> dict[str, float]:
+    """Median seconds of each phase, all passes of a step together; call it when all is done."""
+    found: dict[str, list[float]] = {DATA: [wait for clock in clocks for wait in clock.waits_s[1:]]}
+    for clock in clocks:
+        for marks in clock.steps[1:]:
             sums: dict[str, float] = {}
             for (phase, start), (_, stop) in pairwise(marks):
-                sums[phase] = sums.get(phase, 0.0) + self._between_s(start, stop)
+                sums[phase] = sums.get(phase, 0.0) + clock.between_s(start, stop)
             for phase, seconds in sums.items():
                 found.setdefault(phase, []).append(seconds)
-        return {phase: statistics.median(values) for phase, values in found.items() if values}
+    return {phase: statistics.median(values) for phase, values in found.items() if values}
 
 
 @dataclass(slots=True)

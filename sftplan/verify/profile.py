@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MIN_STEPS, MAX_STEPS = 4, 12
 TIMED_S = 20.0  # of steps, where nobody says how many; long steps vary little
+MORE_ROUNDS_S = 20.0  # of them, where the host makes steps uneven: it does so over seconds
 START_S = 600.0  # imports, building, compiling: beyond it something hangs
 PATIENCE = 20.0  # times the predicted seconds
 
@@ -94,8 +95,11 @@ def measure_here(
         raise UsageError(message, "`--nodes 1` plans for it; `--no-gpu` traces this one")
     if not cpu:
         check_here(plan, rehearse=rehearse is not None)
+    ranks = plan.inputs.hardware.num_gpus
+    alone = ranks == 1  # several would have to agree on when to end
     request = Request(
         steps=default_steps(plan) if steps is None else steps,
+        more_rounds_s=MORE_ROUNDS_S if alone and steps is None and not cpu else 0.0,
         data=None if data is None else found_from_anywhere(data),
         tokenizer=tokenizer,
         skip_bad=skip_bad,
@@ -103,10 +107,10 @@ def measure_here(
         snapshot=None if snapshot is None else _part(snapshot),
         cpu=cpu,
     )
-    ranks = plan.inputs.hardware.num_gpus
     limit = timeout_s
     if limit is None:
         limit = START_S + PATIENCE * (plan.time.step_s or 1.0) * (request.steps + 8)
+        limit += request.more_rounds_s
     before = None if cpu else all_taken_bytes()
     results = _results(plan, request, ranks, limit, snapshot)
     after = None if cpu else all_taken_bytes()

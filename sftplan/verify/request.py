@@ -19,9 +19,13 @@ PLAN, REQUEST = "plan.json", "request.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One dry run. `cap_bytes` is the most that PyTorch may reserve, None for all of the GPU."""
+    """One dry run. `cap_bytes` is the most that PyTorch may reserve, None for all of the GPU.
 
-    steps: int  # that are timed
+    More rounds of steps are timed for up to `more_rounds_s` where they are uneven.
+    """
+
+    steps: int  # that are timed in a round
+    more_rounds_s: float = 0.0
     data: str | None = None
     tokenizer: str | None = None
     skip_bad: int = 0

@@ -5,9 +5,7 @@ The model has random weights, of which neither memory nor time depends, and noth
 
 from __future__ import annotations
 
-import gc
 import resource
-import statistics
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -18,7 +16,7 @@ import torch
 from torch import distributed
 
 from sftplan.train.captured import EAGER_STEPS
-from sftplan.train.inputs import Layout, prefetched, to_device
+from sftplan.train.inputs import Layout, to_device
 from sftplan.train.job import Job
 from sftplan.train.launch import versions
 from sftplan.train.material import check_supported, gather_material, shape_of
@@ -29,14 +27,14 @@ from sftplan.train.settings import Settings
 from sftplan.train.step import Reading, train_step
 from sftplan.verify.live import Recorder
 from sftplan.verify.occupancy import taken_bytes
-from sftplan.verify.phases import Clock, MemoryWatch, Place
-from sftplan.verify.rates import host_scales
+from sftplan.verify.phases import MemoryWatch, Place
+from sftplan.verify.timed import MOST_STEPS, Timing, typical_steps
 from sftplan.verify.worst import made_up_batches, worst_micro_batch
 
 if TYPE_CHECKING:
     from sftplan.data.batches import Batches
     from sftplan.plan.record import Plan
-    from sftplan.train.inputs import Inputs
+    from sftplan.train.inputs import Inputs, Ready
     from sftplan.train.step import Outcome, Stepper
     from sftplan.verify.request import Request
 
@@ -125,10 +123,7 @@ def _measured(run: DryRun) -> dict[str, Any]:
         memory, first_s = _worst_steps(run, stepper, inputs, worst.num_targets, recorder)
         outside = _outside_bytes(run)
         del inputs
-        hosts = host_scales(run.device)
         time_found = _typical_steps(run, stepper, found, layout)
-    if hosts := [*hosts, *host_scales(run.device)]:
-        time_found["host_scale"] = statistics.fmean(hosts)
     return {
         **memory,
         **time_found,
@@ -155,7 +150,7 @@ def _built(run: DryRun) -> tuple[Stepper, Layout, Batches]:
     config = config_of(shape, attention_dropout=strategy.attention_dropout)
     kernel = kernel_of(plan, shape, config, run.device)
     run.note = kernel.note
-    num_steps = UNSTEADY_STEPS + request.steps + 1
+    num_steps = MOST_STEPS if request.more_rounds_s else UNSTEADY_STEPS + request.steps + 1
     if request.data is None:
         found = made_up_batches(plan, num_steps=num_steps, world_size=run.world_size)
     else:
@@ -207,47 +202,25 @@ def _worst_steps(
 
 
 def _typical_steps(run: DryRun, stepper: Stepper, found: Batches, layout: Layout) -> dict[str, Any]:
-    """Times of the steps that training would take, read one behind as training does."""
-    clock = Clock(run.device)
+    """Times of the steps that training would take."""
+    timing = Timing(
+        steps=run.request.steps, unsteady=UNSTEADY_STEPS, most_s=run.request.more_rounds_s
+    )
 
-    def mark(phase: str) -> None:
-        run.at.mark(phase)
-        clock.mark(phase)
+    def step(marked: Stepper, ready: Ready) -> Outcome:
+        return _step(run, marked, ready.inputs, ready.step.num_targets)
 
-    marked = replace(stepper, mark=mark)
-    tokens: list[int] = []
-    pending: Reading | None = None
-    source = prefetched(found, layout, run.device, start=(0, 0), rank=run.rank)
-    gc.collect()
-    for _ in range(UNSTEADY_STEPS + run.request.steps):
-        asked = time.perf_counter()
-        ready = next(source)
-        clock.begin(time.perf_counter() - asked)
-        outcome = _step(run, marked, ready.inputs, ready.step.num_targets)
-        if pending is not None:
-            pending.values()
-        pending = Reading(outcome.loss)
-        tokens.append(ready.step.num_tokens)
-    assert pending is not None
-    loss = pending.values()[0]
-    clock.drop(UNSTEADY_STEPS - 1)  # the end of the last one is where the first interval begins
-    seconds = clock.step_seconds()
-    return {
-        "loss": loss,
-        "step_s": statistics.median(seconds),
-        "step_seconds": seconds,
-        "phase_s": clock.phase_seconds(),
-        **_speed(run, sum(tokens[UNSTEADY_STEPS:]) / sum(seconds)),
-    }
+    shown = replace(stepper, mark=run.at.mark)
+    times = typical_steps(timing, shown, found, layout, step=step, rank=run.rank)
+    return {**times, "mfu_fraction": _mfu(run, times["tokens_per_s"])}
 
 
-def _speed(run: DryRun, tokens_per_s: float) -> dict[str, float | None]:
-    """Tokens per second over all ranks, and the share of the peak by the plan's count of FLOPs."""
+def _mfu(run: DryRun, tokens_per_s: float) -> float | None:
+    """The share of the peak of all ranks, by the plan's count of FLOPs."""
     peak = peak_flops_per_s(run.plan) if run.device.type == "cuda" else None
     if not peak:
-        return {"tokens_per_s": tokens_per_s, "mfu_fraction": None}
-    flops = run.plan.compute.flops_per_token * tokens_per_s
-    return {"tokens_per_s": tokens_per_s, "mfu_fraction": flops / (peak * run.world_size)}
+        return None
+    return run.plan.compute.flops_per_token * tokens_per_s / (peak * run.world_size)
 
 
 def _used_bytes(run: DryRun) -> int | None:

@@ -11,7 +11,7 @@ cases the model, the compiler's graphs and cuBLAS's workspaces go and the alloca
 `left_bytes` is what stays reserved all the same, and a process that keeps more than LEFT_BYTES is replaced.
 Shared are the CUDA context, whose kernels add up (hence `used` is at most that much higher than alone;
 --fresh tells), and the compiler's files on disk (hence no start-up times here). `host_scale`
-is how slowly the host issued operations just before and after, against the reference host.
+is how slowly the host issued operations before, between and after the timed rounds, against the reference host.
 """
 
 from __future__ import annotations
@@ -89,6 +89,7 @@ def work(folder: Path) -> None:
     jobs = json.loads((folder / "jobs.json").read_text())
     from sftplan.train.launch import set_allocator
     from sftplan.verify.occupancy import taken_bytes
+    from sftplan.verify.profile import MORE_ROUNDS_S
     from sftplan.verify.request import Request
 
     before = taken_bytes(0)
@@ -99,7 +100,10 @@ def work(folder: Path) -> None:
 
     cpu = not torch.cuda.is_available()
     for job in jobs:
-        request = Request(steps=job["steps"], cap_bytes=job["cap_bytes"], timeline=False, cpu=cpu)
+        more_s = 0.0 if cpu or job["cap_bytes"] is not None else MORE_ROUNDS_S
+        request = Request(
+            steps=job["steps"], more_rounds_s=more_s, cap_bytes=job["cap_bytes"], timeline=False, cpu=cpu
+        )  # fmt: skip
         if not cpu and job["cap_bytes"] is None:
             torch.cuda.set_per_process_memory_fraction(1.0)
         cleaned(torch)
@@ -185,7 +189,7 @@ def measure_cases(args: argparse.Namespace) -> None:
     deadline = time.monotonic() + args.seconds
     table = Table(args.out, (*COLUMNS, *MEASURED), args.done)
     suffix = " (fresh)" if args.fresh else ""
-    chosen = cases(args.count)
+    chosen = cases(args.count) if args.again is None else cases_in(args.again)
     if args.fresh:
         chosen = chosen[:: max(1, len(chosen) // args.fresh)][: args.fresh]
     if args.only:
@@ -211,6 +215,12 @@ def measure_cases(args: argparse.Namespace) -> None:
     print(
         f"{len(table.rows)} rows, {sum(1 for c in chosen if c.name + suffix not in table.rows)} not reached"
     )
+
+
+def cases_in(path: Path) -> list[Case]:
+    """Those of a file of rows, each in its half."""
+    with path.open(newline="") as stream:
+        return [case_of(row) for row in csv.DictReader(stream)]
 
 
 def case_of(row: dict[str, str]) -> Case:
@@ -239,6 +249,7 @@ def main() -> None:
     )
     parser.add_argument("--gib", help="some of the caps, with commas")
     parser.add_argument("--models", help="some of the models under caps, with commas")
+    parser.add_argument("--again", type=Path, help="measure the cases of this file's rows anew")
     parser.add_argument("--only", choices=("compiled", "eager"), help="some of the cases")
     parser.add_argument("--judge", action="store_true")
     parser.add_argument("--calibration", type=Path)

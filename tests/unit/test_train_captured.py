@@ -46,6 +46,9 @@ UNCOMPILED = [
     ("qwen3-0.6b", Precision.BF16_MIXED, Checkpointing.NONE, Loss.CHUNKED),
     ("qwen3-0.6b", Precision.BF16_MIXED, Checkpointing.FULL, Loss.CHUNKED),
     ("qwen3-0.6b", Precision.BF16_MASTER, Checkpointing.SELECTIVE, Loss.RESPONSE),
+    ("gpt2", Precision.BF16_MASTER, Checkpointing.FULL, Loss.CHUNKED),
+    ("gpt2", Precision.BF16_MIXED, Checkpointing.SELECTIVE, Loss.RESPONSE),
+    ("opt-125m", Precision.FP16_MIXED, Checkpointing.FULL, Loss.RESPONSE),
 ]
 
 
@@ -87,14 +90,16 @@ def losses(
         low=product_dtype(precision), config=config, captured=captured,
     )  # fmt: skip
     model = build_model(config, precision=precision, attention=kernel.name, device=device)
-    prepare_blocks(model, checkpointing=checkpointing, compiled=compiled, captured=captured)
+    redraws = prepare_blocks(
+        model, checkpointing=checkpointing, compiled=compiled, captured=captured
+    )
     if spoil is not None:
         spoil(model)
     response, chunk = loss_functions(compiled=compiled)
     update = Update(
         model, precision=precision, kind=Optimizer.ADAMW, settings=Settings(), world_size=world_size
     )
-    passes = CapturedPasses(update.parameters, update.summed) if captured else None
+    passes = CapturedPasses(update.parameters, update.summed, redraws) if captured else None
     stepper = Stepper(
         model=model, update=update, precision=precision, loss=loss, max_grad_norm=1.0, device=device,
         response=response, chunk=chunk, captured=passes, world_size=world_size,
@@ -145,6 +150,12 @@ def test_what_was_released_is_captured_again() -> None:
 def test_so_are_uncompiled_ones(case: Sequence[Any]) -> None:
     found = losses(tuple(case), captured=True, compiled=False)
     assert found == losses(tuple(case), captured=False, compiled=False)
+
+
+@pytest.mark.parametrize("case", UNCOMPILED, ids=lambda case: "-".join(map(str, case)))
+def test_so_are_uncompiled_padded_ones(case: Sequence[Any]) -> None:
+    found = losses(tuple(case), captured=True, compiled=False, packed=False)
+    assert found == losses(tuple(case), captured=False, compiled=False, packed=False)
 
 
 @pytest.mark.parametrize("case", CASES[:2], ids=lambda case: "-".join(map(str, case)))

@@ -24,7 +24,7 @@ from sftplan.train.demo import DEMO_KNOBS, DEMO_SEQ_LEN, write_demo_model
 from sftplan.verify import occupancy, processes, profile, rehearse
 from sftplan.verify.judge import judge
 from sftplan.verify.live import timeline_of
-from sftplan.verify.phases import Clock
+from sftplan.verify.phases import Clock, phase_seconds
 from sftplan.verify.processes import run_processes
 from sftplan.verify.read import measurement_of
 from sftplan.verify.worst import drawn_lengths, made_up_batches, worst_micro_batch
@@ -140,7 +140,12 @@ def test_a_clock_counts_all_passes_and_leaves_the_first_step_out() -> None:
             clock.steps[-1].append((phase, at))
 
     assert clock.step_seconds() == [10.0, 10.0]
-    assert clock.phase_seconds() == {"data": 0.5, "forward": 2.0, "backward": 4.0, "optimizer": 1.0}
+    assert phase_seconds([clock]) == {
+        "data": 0.5,
+        "forward": 2.0,
+        "backward": 4.0,
+        "optimizer": 1.0,
+    }
 
 
 def test_a_recorded_step_is_told_apart_by_what_its_blocks_are_for() -> None:
