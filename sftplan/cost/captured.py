@@ -41,21 +41,36 @@ def _workspaces(events: Events, start: int) -> list[int]:
 
 
 def _written(events: Events, start: int, anew: dict[int, int]) -> Events:
-    """Workspaces die before the last step and are born again with it."""
-    later = [anew.get(e, e) if e >= 0 else ~anew.get(~e, ~e) for e in events.events[start:]]
-    deaths = [~storage for storage in anew]
-    return Events(
-        [*events.events[:start], *deaths, *anew.values(), *later],
-        events.sizes + [events.sizes[old] for old in anew],
-        events.kinds + [events.kinds[old] for old in anew],
-        [_moved(mark, start, len(anew)) for mark in events.marks],
-    )
+    """Workspaces die before the last step, and are born again in it where the first step had need of them."""
+    births = _births(events, start, anew)
+    out = Events(events.events[:start], events.sizes + [events.sizes[old] for old in anew],
+                 events.kinds + [events.kinds[old] for old in anew], [])  # fmt: skip
+    out.events.extend(~storage for storage in anew)
+    moved = {}
+    for position in range(start, len(events.events)):
+        moved[position] = len(out.events)
+        out.events.extend(births.get(position, ()))
+        event = events.events[position]
+        out.events.append(anew.get(event, event) if event >= 0 else ~anew.get(~event, ~event))
+    moved[len(events.events)] = len(out.events)
+    out.marks.extend((moved.get(position, position), label) for position, label in events.marks)
+    return out
 
 
-def _moved(mark: tuple[int, str], start: int, added: int) -> tuple[int, str]:
-    """Where a mark is then: the step's first phase begins with the births, all others after them."""
-    position, label = mark
-    return position + (added if position == start else 2 * added if position > start else 0), label
+def _births(events: Events, start: int, anew: dict[int, int]) -> dict[int, list[int]]:
+    """New storages by the position before which each is born: after as much of the same stretch as the old one."""
+    born = {
+        event: position for position, event in enumerate(events.events[:start]) if event in anew
+    }
+    cut = list(stretches(events))
+    found: dict[int, list[int]] = {}
+    for old, new in anew.items():
+        first, label = next((b, name) for b, end, name in cut if b <= born[old] < end)
+        earlier = [e for e in events.events[first : born[old]] if e >= 0 and e not in anew]
+        again = next((b, end) for b, end, name in cut if b >= start and name == label)
+        births = [p for p in range(*again) if events.events[p] >= 0]
+        found.setdefault([*births, again[1]][len(earlier)], []).append(new)
+    return found
 
 
 def _pools(events: Events, start: int) -> list[str]:

@@ -65,7 +65,11 @@ def time_of(
     compute = sum(chain.from_iterable(one.compute_s for one in priced))
     memory = sum(chain.from_iterable(one.memory_s for one in priced))
     parameters = passes.weight_bytes / weight_size(strategy.precision)
-    updated = _Update(passes, parameters, strategy, device).run(clocks, hardware.num_gpus)
+    updated = _Update(passes, parameters, strategy, device).run(
+        clocks,
+        hardware.num_gpus,
+        scaler=strategy.precision is Precision.FP16_MIXED and not captured,
+    )
     transfers = Transfers(
         passes.weight_bytes, parameters, largest_weight(model), strategy, hardware, walls
     )
@@ -106,15 +110,16 @@ class _Update:
         self.parameters = parameters
         self.seconds = passes.update_s(device.bytes_per_s)
 
-    def run(self, clocks: Clocks, ranks: int) -> float:
+    def run(self, clocks: Clocks, ranks: int, *, scaler: bool) -> float:
         """Seconds from the last gradient to the end of the step, on this GPU and its host.
 
+        A `scaler` unscales gradients by itself; our own step leaves that to AdamW's kernel.
         What is offloaded is clipped and moved on the host: `Transfers` counts it.
         """
         strategy, passed = self.strategy, clocks.gpu_s
         offloads = strategy.offload is not Offload.NONE
         adamw = self.seconds.pop("adamw", 0.0)
-        if strategy.precision is Precision.FP16_MIXED:  # gradients read and written: 2 of AdamW's 7
+        if scaler:  # gradients read and written: 2 of AdamW's 7
             clocks.host_s += self.tensors * dispatch.SCALER_TENSOR_S
             clocks.gpu_s = max(clocks.gpu_s, clocks.host_s) + adamw * 2 / 7
             clocks.host_s = clocks.gpu_s  # step() waits for the check

@@ -97,7 +97,10 @@ def _response(
 ) -> Tensor:
     weight, bias = head
     if padded_vocab(model) != model.vocab_size:
-        weight = pad_rows(tape, tape.low(weight), padded_vocab(model))
+        dtype = tape.autocast_dtype if tape.autocast else None
+        low = tape.cast(weight, dtype or weight.dtype)  # by name, which no cache of autocast keeps
+        weight = pad_rows(tape, low, padded_vocab(model))
+        del low
     logits = linear(tape, x, weight)
     if padded_vocab(model) != model.vocab_size:
         logits = slice_last(tape, logits, model.vocab_size)
