@@ -33,14 +33,16 @@ def _policy(_: Any, op: Any, *__: Any, **___: Any) -> CheckpointPolicy:
     return CheckpointPolicy.MUST_SAVE if name in KEPT_OPS else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def _contexts(kind: Checkpointing, redraw: Redraw | None) -> tuple[Any, Any]:
+def _selective() -> tuple[Any, Any]:
+    """Two modes, bare: torch.compile takes nothing else."""
+    return create_selective_checkpoint_contexts(_policy)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def _redrawing(kind: Checkpointing, redraw: Redraw) -> tuple[Any, Any]:
     """What surrounds a block going forward, and going forward again."""
-    forward, again = [], []
-    if redraw is not None:
-        forward.append(redraw.going_forward())
-        again.append(redraw.going_again())
+    forward, again = [redraw.going_forward()], [redraw.going_again()]
     if kind is Checkpointing.SELECTIVE:
-        keeping, kept = create_selective_checkpoint_contexts(_policy)  # type: ignore[no-untyped-call]
+        keeping, kept = _selective()
         forward.append(keeping)
         again.append(kept)
     return _within(forward), _within(again)
@@ -64,8 +66,10 @@ def checkpointed(
     if kind is Checkpointing.NONE:
         return forward
     options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": redraw is None}
-    if redraw is not None or kind is Checkpointing.SELECTIVE:
-        options["context_fn"] = partial(_contexts, kind, redraw)
+    if redraw is not None:
+        options["context_fn"] = partial(_redrawing, kind, redraw)
+    elif kind is Checkpointing.SELECTIVE:
+        options["context_fn"] = _selective
     again = partial(checkpoint, forward, **options)
 
     def run(*args: Any, **kwargs: Any) -> torch.Tensor:

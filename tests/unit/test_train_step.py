@@ -247,13 +247,20 @@ def test_selective_checkpointing_keeps_products_and_full_keeps_none() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # the compiler itself warns
-@pytest.mark.parametrize("precision", [Precision.FP32, Precision.BF16_MIXED])
-def test_a_compiled_model_trains_alike(precision: Precision) -> None:
+@pytest.mark.parametrize(
+    ("precision", "kind"),
+    [
+        (Precision.FP32, Checkpointing.NONE),
+        (Precision.BF16_MIXED, Checkpointing.NONE),
+        (Precision.FP32, Checkpointing.SELECTIVE),
+    ],
+)
+def test_a_compiled_model_trains_alike(precision: Precision, kind: Checkpointing) -> None:
     passes, num_targets = first(data(packing=True), PACKED)
     expected = gradients(made("llama", precision=precision), passes, num_targets)
     stepper = made("llama", precision=precision)
     torch._dynamo.utils.counters.clear()
-    prepare_blocks(stepper.model, checkpointing=Checkpointing.NONE, compiled=True)
+    prepare_blocks(stepper.model, checkpointing=kind, compiled=True)
     found = gradients(stepper, passes, num_targets)
     tolerance = 1e-4 if precision is Precision.FP32 else 3e-2
 
