@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     ],
 )
 @click.argument("plan")
-@option("--steps", type=click.IntRange(min=1), group="Run", help="Steps that are measured.")
+@option("--steps", type=click.IntRange(min=1), group="Run",
+        help="Steps that are timed; else 4 to 12, and rounds more where they are uneven.")  # fmt: skip
 @option("--no-gpu", is_flag=True, group="Run", help="Trace the real model without a GPU.")
 @option("--diff", is_flag=True, group="Run",
         help="With --no-gpu: name the operators where model and trace differ.")  # fmt: skip
