@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from sftplan.cost.captured import as_captured
 from sftplan.cost.evaluate import chip_of
 from sftplan.cost.timeline import Timeline, last_step
+from sftplan.facts.captured import is_captured
 from sftplan.facts.resolve import resolve_model
 from sftplan.facts.strategy import Strategy
 from sftplan.facts.workload import Workload
@@ -26,9 +28,12 @@ def plan_timeline(plan: Plan) -> Timeline:
         UsageError: The plan's model is not to be found any more.
     """
     machine = plan.inputs.hardware
+    strategy = strategy_of(plan.strategy)
     events = events_of(
-        plan, strategy_of(plan.strategy), num_gpus=machine.num_gpus, gpus_per_node=machine.gpus_per_node
+        plan, strategy, num_gpus=machine.num_gpus, gpus_per_node=machine.gpus_per_node
     )  # fmt: skip
+    if is_captured(strategy, model_of(plan), plan.inputs.workload.seq_len):
+        events = as_captured(events).events
     return last_step(events).thinned()
 
 

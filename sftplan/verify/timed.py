@@ -60,7 +60,7 @@ def typical_steps(
         hosts += host_scales(device)
         seconds = [each.clock.step_seconds() for each in rounds]
         taken = sum(len(each.clock.steps) for each in rounds) + lead + timing.steps
-        over = time.perf_counter() - begun >= timing.most_s or taken > MOST_STEPS
+        over = time.perf_counter() - begun >= timing.most_s or taken >= MOST_STEPS
         if over or is_known(seconds):
             break
     clocks = [each.clock for each in rounds]

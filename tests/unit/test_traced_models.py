@@ -15,6 +15,7 @@ from sftplan.cli.main import run
 from sftplan.data.demo import DEMO_FILE, DEMO_VOCAB_SIZE, demo_tokenizer
 from sftplan.errors import ExitCode, NotReadyError, UsageError
 from sftplan.facts import tracing
+from sftplan.facts.captured import is_captured
 from sftplan.facts.config import shape_from_config
 from sftplan.facts.params import num_active_parameters, num_parameters
 from sftplan.facts.profiles import load_hardware
@@ -52,6 +53,7 @@ STRATEGIES = [
         precision=Precision.BF16_MIXED, loss=Loss.FULL, micro_batch=4,
         checkpointing=Checkpointing.FULL,
     ),
+    Strategy(precision=Precision.BF16_MASTER, loss=Loss.FULL, micro_batch=4, accumulation=4),
     Strategy(
         precision=Precision.FP32, loss=Loss.RESPONSE, micro_batch=4, attention=Attention.EAGER
     ),
@@ -81,7 +83,10 @@ def test_a_known_family_is_planned_alike_from_its_trace(config: dict[str, object
         tape, trace = ours.estimate(strategy, machine), theirs.estimate(strategy, machine)
         allocated = tape.memory.peak_allocated_bytes
         assert trace.memory.peak_allocated_bytes == pytest.approx(allocated, rel=0.01)
-        assert trace.time.step_s == pytest.approx(tape.time.step_s, rel=0.10)
+        if is_captured(strategy, known, 512):  # a trace may need a mask, and waits for its host
+            assert trace.time.step_s > tape.time.step_s
+        else:
+            assert trace.time.step_s == pytest.approx(tape.time.step_s, rel=0.10)
         assert trace.compute == tape.compute
 
 

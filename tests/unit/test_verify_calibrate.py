@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 
     from sftplan.facts.hardware import Hardware
 
-CASES: tuple[dict[str, Any], ...] = (
-    {"model": "gpt2", "micro_batch": 1, "compile": False, "precision": "bf16-mixed"},
+CASES: tuple[dict[str, Any], ...] = (  # uncompiled, the loss of responses alone would be captured
+    {"model": "gpt2", "micro_batch": 1, "compile": False, "precision": "bf16-mixed", "loss": "full"},
     {"model": "gpt2", "micro_batch": 16, "compile": True, "precision": "bf16-master", "packing": True},
     {"model": "gpt2", "micro_batch": 32, "compile": False, "precision": "bf16-true", "loss": "full"},
-    {"model": "tinyllama-1.1b", "micro_batch": 8, "compile": False, "precision": "bf16-mixed"},
+    {"model": "tinyllama-1.1b", "micro_batch": 8, "compile": False, "precision": "bf16-mixed", "loss": "full"},
     # without masks it would be captured and show nothing of the host
     {"model": "gpt2", "micro_batch": 8, "compile": True, "attention": "sdpa", "packing": True},
 )  # fmt: skip
