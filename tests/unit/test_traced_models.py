@@ -83,6 +83,8 @@ def test_a_known_family_is_planned_alike_from_its_trace(config: dict[str, object
         tape, trace = ours.estimate(strategy, machine), theirs.estimate(strategy, machine)
         allocated = tape.memory.peak_allocated_bytes
         assert trace.memory.peak_allocated_bytes == pytest.approx(allocated, rel=0.01)
+        assert trace.time.step_s is not None
+        assert tape.time.step_s is not None
         if is_captured(strategy, known, 512):  # a trace may need a mask, and waits for its host
             assert trace.time.step_s > tape.time.step_s
         else:
