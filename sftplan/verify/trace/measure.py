@@ -6,12 +6,14 @@ import importlib.util
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from sftplan.cost.allocator import replay
 from sftplan.cost.evaluate import chip_of
+from sftplan.cost.memory import exact_peaks
 from sftplan.cost.timeline import last_step, last_step_start
 from sftplan.errors import NotReadyError
+from sftplan.facts.captured import is_captured
 from sftplan.facts.strategy import Allocator, Offload
-from sftplan.plan.timeline import events_of, strategy_of
+from sftplan.plan.timeline import events_of, model_of, strategy_of
+from sftplan.step.repeat import Events
 from sftplan.verify import measurement as keys
 from sftplan.verify.measurement import Measurement, Phase, memory_quantities
 
@@ -54,11 +56,14 @@ def measure_traced(plan: Plan, *, diff: bool = False) -> Traced:
     strategy, notes = _traceable(plan)
     trace = trace_plan(plan, chip)
     tape = events_of(plan, strategy, num_gpus=1, gpus_per_node=1)
-    expandable = strategy.allocator is Allocator.EXPANDABLE
-    traced, predicted = (replay(x.events, x.sizes, expandable=expandable) for x in (trace, tape))
+    captured = is_captured(strategy, model_of(plan), plan.inputs.workload.seq_len)
+    traced, predicted = (
+        exact_peaks(x, expandable=strategy.allocator is Allocator.EXPANDABLE, captured=captured)
+        for x in (Events(trace.events, trace.sizes, trace.kinds, trace.marks), tape)
+    )
     found, foreseen = (
-        memory_quantities(plan, x.peak_allocated_bytes, x.peak_reserved_bytes) for x in (traced, predicted)
-    )  # fmt: skip
+        memory_quantities(plan, x.allocated_bytes, x.reserved_bytes) for x in (traced, predicted)
+    )
     if plan.inputs.workload.lengths is None:  # else fewer positions reach the head than are planned
         found[keys.FLOPS] = float(trace.step_flops * plan.inputs.hardware.num_gpus)
     measurement = Measurement(
