@@ -16,7 +16,7 @@ LARGE_SEGMENT_BYTES = 20 * MIB  # kLargeBuffer: a segment for requests under kMi
 MIN_LARGE_BYTES = 10 * MIB  # kMinLargeAlloc: from here a segment of its own
 ROUND_LARGE_BYTES = 2 * MIB  # kRoundLarge
 
-_ADDRESS_BITS = 48
+ADDRESS_BITS = 48
 
 
 class Block:
@@ -53,13 +53,13 @@ class Pool:
 
     def add(self, block: Block) -> None:
         """A block is free."""
-        key = block.size << _ADDRESS_BITS | block.address
+        key = block.size << ADDRESS_BITS | block.address
         insort(self.keys, key)
         self.blocks[key] = block
 
     def remove(self, block: Block) -> None:
         """A free block is so no more."""
-        key = block.size << _ADDRESS_BITS | block.address
+        key = block.size << ADDRESS_BITS | block.address
         del self.keys[bisect_left(self.keys, key)]
         del self.blocks[key]
 
@@ -70,7 +70,7 @@ class Pool:
 
     def best_fit(self, size: int, *, expandable: bool) -> Block | None:
         """The smallest free block that holds `size`; one that can grow is as large as it may become."""
-        position = bisect_left(self.keys, size << _ADDRESS_BITS)
+        position = bisect_left(self.keys, size << ADDRESS_BITS)
         if position == len(self.keys):
             return None
         block = self.blocks[self.keys[position]]

@@ -22,8 +22,6 @@ from sftplan.facts.workload import LengthStatistics, Workload
 from sftplan.plan.request import read_pins
 
 HERE = Path(__file__).parent
-# OPT's fp16 blocks under the default allocator reserve 3.5 % less than planned: an order that nobody traced yet.
-BEYOND = {"opt-1.3b 2048x4x2 fp16-mixed selective sdpa response eager default"}
 KNOBS = ("precision", "checkpointing", "attention", "loss", "allocator")
 
 
@@ -69,5 +67,4 @@ def test_memory_is_within_the_bars() -> None:
     for errors in (allocated, reserved):
         assert mean(map(abs, errors)) <= 0.01
     assert max(map(abs, allocated)) <= 0.01
-    beyond = {row["name"] for row, error in zip(rows, reserved, strict=True) if abs(error) > 0.03}
-    assert beyond <= BEYOND
+    assert max(map(abs, reserved)) <= 0.03

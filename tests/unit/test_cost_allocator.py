@@ -93,6 +93,17 @@ def test_segments_go_whole_or_stay() -> None:
     assert allocator.reserved_bytes == LARGE_SEGMENT_BYTES
 
 
+def test_of_free_blocks_of_one_size_the_newest_segment_s_is_taken() -> None:
+    allocator = CachingAllocator(expandable=False)
+    for number in range(3):
+        allocator.malloc(number, 32 * MIB)
+    oldest, newest = (allocator.live[number].address for number in (0, 2))
+    allocator.free(0)
+    allocator.free(2)
+    allocator.malloc(3, 32 * MIB)
+    assert allocator.live[3].address == newest < oldest
+
+
 @given(OPERATIONS)
 def test_an_empty_cache_changes_nothing(operations: list[tuple[bool, int, int]]) -> None:
     sizes = [size for _, size, _ in operations]
