@@ -161,8 +161,8 @@ class _Backward(Again):
         self.attention_gradients()
         graph.free("d attended", "q read", "k read", "v read", "logsumexp", "attention.rng")
         if block.fused_qkv:
-            graph.free("attended")
-            self.over("qkv", "d qkv", m.query_size + 2 * m.kv_size)
+            graph.free("attended", "qkv")
+            self.new("d qkv", m.query_size + 2 * m.kv_size)
             graph.free("d q", "d k")
             self.over("d v", "d norm1 q", m.hidden_size)
             graph.free(self.cast("qkv"))

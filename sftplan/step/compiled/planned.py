@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 class PlannedGraph(Graph):
     """A graph written without a thought of reuse; `planned` tells what its wrapper code allocates.
 
-    `returned` are the buffers that a custom operator allocates itself.
+    `returned` are the buffers that a custom operator allocates itself, `written` those over an operand.
     """
 
     returned: set[Buffer] = field(default_factory=set)
+    written: set[Buffer] = field(default_factory=set)
 
     def give(self, name: str, *shape: int, dtype: DType) -> None:
         """A buffer that a custom operator returns."""
@@ -30,13 +31,15 @@ class PlannedGraph(Graph):
         """A result written over what is read for the last time, if both are alike."""
         self.free(old)
         self.new(name, *shape, dtype=dtype)
+        self.written.add(self.held[name])
 
     def planned(self) -> Graph:
         """The same graph with reuse.
 
         A birth takes the buffer of its type and size that died last, if keeping that one until then does
         not raise the graph's peak (torch/_inductor/codegen/wrapper.py, AllocateLine.plan and
-        should_reuse_buffer).
+        should_reuse_buffer). What the graph did not allocate itself only serves results that are
+        written over it (codegen_free lets an InputBuffer go).
 
         >>> from sftplan.step.tensor import DType
         >>> graph = PlannedGraph()
@@ -49,13 +52,16 @@ class PlannedGraph(Graph):
         signed = (x.nbytes if born else -x.nbytes for born, x in self.events)
         live = list(accumulate(signed))
         highest = max(live, default=0)
+        own = {buffer for born, buffer in self.events if born}
         dead: dict[tuple[DType, int], list[int]] = {}
         taken: set[int] = set()
         place: dict[Buffer, Buffer] = {}
         for at, (born, buffer) in enumerate(self.events):
             waiting = dead.setdefault((buffer.dtype, buffer.nbytes), [])
             if not born:
-                waiting.append(at)
+                over = self.events[at + 1 : at + 2]
+                if buffer in own or (over and over[0][1] in self.written):
+                    waiting.append(at)
             elif waiting and buffer not in self.returned:
                 since = waiting[-1]
                 between = max(live[since:at])
