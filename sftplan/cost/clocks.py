@@ -25,6 +25,7 @@ class Clocks:
 
     host_s: float = 0.0
     gpu_s: float = 0.0
+    clock: float = 1.0  # of the highest, that products and attention run at
 
     def run(self, segment: Segment) -> float:
         """Seconds that the GPU comes on by. Kernels are spread evenly over what the host issues.
@@ -39,7 +40,7 @@ class Clocks:
         """
         host, before = segment.host_s * segment.times, self.gpu_s
         if segment.kernels:
-            each = segment.compute_s + segment.memory_s
+            each = segment.compute_s / self.clock + segment.memory_s
             gpu = each * segment.times
             self.gpu_s = max(
                 self.gpu_s + gpu,

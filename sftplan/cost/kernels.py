@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sftplan.cost.device import REFERENCE_FP32_FLOPS_PER_S, REFERENCE_WAVE_FLOPS_PER_S
+from sftplan.cost.device import REFERENCE_FP32_FLOPS_PER_S
 from sftplan.cost.products import (
     CUDNN,
     EFFICIENT_FP32,
@@ -73,6 +73,11 @@ FRACTIONS: dict[str, tuple[float, float]] = {
     # Inductor's kernels, of twice what they write, and sums for biases of what they read. From 12 compiled steps
     # of one H200 (torch 2.11, 2026-11-24), before passes were captured.
     "fused": (1.0, 1.0),
+    # The compiled head's kernels over the logits, of what they read and write: at 32,000 to 152,000 columns 0.9 to
+    # 1.5, 2.0 to 3.2, and with columns that are no multiple of 64 1.1 to 1.4 TB/s (11 of the steps of cost/power.py).
+    "online_softmax": (0.264, 0.264),
+    "cross_entropy_backward": (0.63, 0.63),
+    "padded_cross_entropy_backward": (0.28, 0.28),
     # Random numbers of inductor's dropouts, beside what they move; one counts as a byte. 0.29e12 a second: 293 µs
     # a layer of 2 · 32,768 · 1,280 (profile of a step of gpt2-large, one H200, torch 2.11, 2026-11-24).
     "random": (0.065, 0.065),
@@ -128,5 +133,6 @@ def attention_s(work: Work, device: Device, *, dropout: bool) -> float:
             table = CUDNN if device.has_cudnn_attention and columns == rows else FLASH
         rate = table["backward" in work.kind]
         seconds = rate.seconds(heads, rows, head_dim, columns, dropout=dropout)
-    reference = REFERENCE_FP32_FLOPS_PER_S if full else REFERENCE_WAVE_FLOPS_PER_S
-    return seconds * reference / device.flops_per_s(work.dtype)
+    if full:
+        return seconds * REFERENCE_FP32_FLOPS_PER_S / device.fp32_flops_per_s
+    return seconds * device.attention_scale

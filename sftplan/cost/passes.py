@@ -5,12 +5,13 @@ What the host does is the same whichever GPU is beside it, and most layers launc
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sftplan.cost import dispatch
 from sftplan.cost.clocks import Segment
 from sftplan.cost.kernels import COMPUTE_KINDS, fraction, kernel_s
+from sftplan.step.leaves import ACCUMULATE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from sftplan.step.work import Work
 
     Kernels = tuple[tuple[Work, int], ...]  # each with how often it is launched
+
+
+LOW_BYTES = 2  # of the types that tensor cores multiply; torch's default leaves fp32 to others
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +62,13 @@ class Passes:
         self._passes = [
             [self._stretch(tape, number, multiplicity) for number in numbers] for numbers in passes
         ]
+        if any(work.kind == ACCUMULATE for s in self._passes[0] for work, _ in s.kernels):
+            self._passes.insert(0, [self._first(stretch) for stretch in self._passes[0]])
         self._works = [work for number in update for work in tape.works[number][1].items()]
         self.weight_bytes = _weight_bytes(tape, multiplicity)
         self.share = self.weight_bytes / _weight_bytes(tape, {})
         self.tensors = sum(s.tensors * s.times for s in self._passes[-1])
+        self._tensor_flops = [_tensor_flops(stretches) for stretches in self._passes]
         self._priced: dict[tuple[Device, bool, bool], list[Pass]] = {}
 
     def _stretch(self, tape: Tape, number: int, multiplicity: Mapping[int, int]) -> _Stretch:
@@ -85,6 +92,15 @@ class Passes:
             modules=dispatch.num_modules(hosts),
         )
 
+    def _first(self, stretch: _Stretch) -> _Stretch:
+        """As it is in a step's first pass."""
+        kernels = tuple(each for each in stretch.kernels if each[0].kind != ACCUMULATE)
+        return replace(
+            stretch,
+            kernels=self._distinct.setdefault(kernels, kernels),
+            num_kernels=sum(count for _, count in kernels),
+        )
+
     def priced(self, device: Device, *, drops: bool, captured: bool) -> list[Pass]:
         """The passes on a device; `drops`: the attention does, `captured`: kernels need no host."""
         key = (device, drops, captured)
@@ -98,6 +114,11 @@ class Passes:
             ]
         return self._priced[key]
 
+    def tensor_flops(self, accumulation: int) -> int:
+        """Of products and attention in 16 bits, which tensor cores do, in a step of so many passes."""
+        first = self._tensor_flops
+        return sum(first) + first[-1] * (accumulation - len(first))
+
     def update_s(self, bytes_per_s: float) -> dict[str, float]:
         """Seconds of what follows the passes, by kind: foreach kernels, so bytes count, not launches."""
         seconds: dict[str, float] = {}
@@ -105,6 +126,15 @@ class Passes:
             took = self.share * count * work.nbytes / (bytes_per_s * fraction(work))
             seconds[work.kind] = seconds.get(work.kind, 0.0) + took
         return seconds
+
+
+def _tensor_flops(stretches: Iterable[_Stretch]) -> int:
+    return sum(
+        stretch.times * count * work.flops
+        for stretch in stretches
+        for work, count in stretch.kernels
+        if work.kind in COMPUTE_KINDS and work.dtype.size == LOW_BYTES
+    )
 
 
 def _segment(

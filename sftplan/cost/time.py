@@ -6,7 +6,7 @@ is done. Small batches end with the host's clock, large ones with the GPU's.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from sftplan.cost import comm, deepspeed, dispatch
 from sftplan.cost.clocks import Clocks
 from sftplan.cost.device import device_of
 from sftplan.cost.estimate import StepTime
+from sftplan.cost.power import clock_fraction
 from sftplan.cost.transfers import Transfers
 from sftplan.facts.captured import attention_dropout
 from sftplan.facts.largest import largest_weight
@@ -21,7 +22,7 @@ from sftplan.facts.strategy import Attention, Offload, Precision
 
 if TYPE_CHECKING:
     from sftplan.cost.device import Device
-    from sftplan.cost.passes import Passes
+    from sftplan.cost.passes import Pass, Passes
     from sftplan.facts.hardware import Hardware
     from sftplan.facts.model import ModelShape
     from sftplan.facts.strategy import Strategy
@@ -56,35 +57,59 @@ def time_of(
     drops = attention_dropout(strategy, model) > 0
     priced = passes.priced(device, drops=drops, captured=captured)
     priced = priced + [priced[-1]] * (strategy.accumulation - len(priced))
-    clocks = Clocks()
-    walls = {"forward": 0.0, "backward": 0.0}
-    for one in priced:
-        for segment in deepspeed.hooked(one.segments, strategy, device.dispatch_scale):
-            walls[segment.phase] += clocks.run(segment)
-    passed = clocks.gpu_s
-    compute = sum(chain.from_iterable(one.compute_s for one in priced))
-    memory = sum(chain.from_iterable(one.memory_s for one in priced))
-    parameters = passes.weight_bytes / weight_size(strategy.precision)
-    updated = _Update(passes, parameters, strategy, device).run(
-        clocks,
-        hardware.num_gpus,
-        scaler=strategy.precision is Precision.FP16_MIXED and not captured,
-    )
-    transfers = Transfers(
-        passes.weight_bytes, parameters, largest_weight(model), strategy, hardware, walls
-    )
-    communication, offload = transfers.communication_s(), transfers.offload_s()
-    passed += deepspeed.passes_s(strategy, passes.tensors * device.dispatch_scale)
-    return StepTime(
-        step_s=passed + updated + communication + offload,
-        compute_s=compute,
-        memory_s=memory,
-        dispatch_s=0.0 if captured else passed - compute - memory,  # not what rounding leaves
-        communication_s=communication,
-        offload_s=offload,
-        optimizer_s=updated,
-        startup_s=startup_s(strategy),
-    )
+    job = _Job(passes, strategy, model, hardware, device, priced, captured)
+    highest = job.time(clock=1.0)
+    flops = passes.tensor_flops(strategy.accumulation)
+    clock = clock_fraction(flops, highest.compute_s, highest.step_s, device.power_flops_per_s)
+    return highest if clock == 1.0 else job.time(clock=clock)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A step on a device, its passes priced at the highest clock."""
+
+    passes: Passes
+    strategy: Strategy
+    model: ModelShape
+    hardware: Hardware
+    device: Device
+    priced: list[Pass]
+    captured: bool
+
+    def time(self, *, clock: float) -> StepTime:
+        """Seconds at that share of the highest clock."""
+        passes, strategy, hardware, device = self.passes, self.strategy, self.hardware, self.device
+        clocks = Clocks(clock=clock)
+        walls = {"forward": 0.0, "backward": 0.0}
+        for one in self.priced:
+            for segment in deepspeed.hooked(one.segments, strategy, device.dispatch_scale):
+                walls[segment.phase] += clocks.run(segment)
+        passed = clocks.gpu_s
+        compute = sum(chain.from_iterable(one.compute_s for one in self.priced)) / clock
+        memory = sum(chain.from_iterable(one.memory_s for one in self.priced))
+        parameters = passes.weight_bytes / weight_size(strategy.precision)
+        updated = _Update(passes, parameters, strategy, device).run(
+            clocks,
+            hardware.num_gpus,
+            scaler=strategy.precision is Precision.FP16_MIXED and not self.captured,
+        )
+        transfers = Transfers(
+            passes.weight_bytes, parameters, largest_weight(self.model), strategy, hardware, walls
+        )
+        communication, offload = transfers.communication_s(), transfers.offload_s()
+        passed += deepspeed.passes_s(strategy, passes.tensors * device.dispatch_scale)
+        return StepTime(
+            step_s=passed + updated + communication + offload,
+            compute_s=compute,
+            memory_s=memory,
+            dispatch_s=0.0
+            if self.captured
+            else passed - compute - memory,  # not what rounding leaves
+            communication_s=communication,
+            offload_s=offload,
+            optimizer_s=updated,
+            startup_s=startup_s(strategy),
+        )
 
 
 def weight_size(precision: Precision) -> int:

@@ -37,6 +37,8 @@ class Gpu:
     nvlink_bytes_per_s: float | None  # all links, one direction
     pcie_bytes_per_s: float  # host link, one direction
     tdp_w: float | None = None
+    # FLOP/s on tensor cores that the power limit allows at the highest clock (cost/power.py).
+    power_flops_per_s: float | None = None
     bf16_native: bool = True
     # What PyTorch's total lacks of `memory_bytes`. `Rates.device_bytes` is the same memory, seen as
     # used on an idle device: take the larger, never the sum.

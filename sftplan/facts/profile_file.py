@@ -140,7 +140,7 @@ def _gpu(values: dict[str, Any], file: _File) -> Gpu:
         what = "is missing, and fp16_flops_per_s too"
         error = file.fault("gpu", "bf16_flops_per_s", what, "dense, with fp32 accumulation")
         raise error
-    optional = {"compute_capability", "nvlink_bytes_per_s", "tdp_w"}
+    optional = {"compute_capability", "nvlink_bytes_per_s", "tdp_w", "power_flops_per_s"}
     optional |= {f"{kind}_flops_per_s" for kind in ("bf16", "fp16", "tf32")}
     return Gpu(
         **{key: float(values[key]) if key in values else None for key in optional},

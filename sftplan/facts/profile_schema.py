@@ -69,6 +69,7 @@ GPU: Mapping[str, Field] = {
     "nvlink_bytes_per_s": _BANDWIDTH,
     "pcie_bytes_per_s": Field(kind="number", low=1e8, high=1e13, required=True),
     "tdp_w": Field(kind="number", low=1.0, high=100_000.0),
+    "power_flops_per_s": _FLOPS,
     "bf16_native": Field(kind="flag"),
 }  # fmt: skip
 

@@ -24,6 +24,7 @@ _FIGURES = (
     ("NVLink", "nvlink_bytes_per_s", "GB/s", 1e9),
     ("host link", "pcie_bytes_per_s", "GB/s", 1e9),
     ("power", "tdp_w", "W", 1.0),
+    ("  at the full clock", "power_flops_per_s", "TFLOP/s", 1e12),
 )
 _RATES = (
     ("products", "matmul_fraction", "of peak", 1.0),

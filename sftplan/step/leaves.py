@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from sftplan.step.autograd import Node
     from sftplan.step.tape import Tape
 
+ACCUMULATE = "accumulate"  # gradients are added up; the first pass of a step has none to add to
 LEAF_SEQUENCE = float("inf")  # AccumulateGrad runs as soon as its gradient is there
 
 
@@ -23,7 +24,7 @@ def accumulate(
         tape.pointwise("copy", [gradient, gradient])
         node.extra = None  # those of the passes before have gone with it
     elif isinstance(node.extra, Tensor):
-        tape.pointwise("add_", [node.extra, gradient, node.extra])
+        tape.pointwise(ACCUMULATE, [node.extra, gradient, node.extra])
     else:
         tape.relabel(gradient, "gradients")
         node.extra = gradient.detach()

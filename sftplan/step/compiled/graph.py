@@ -19,9 +19,14 @@ class Buffer:
     dtype: DType
 
     @property
+    def numel(self) -> int:
+        """Its elements."""
+        return prod(self.shape)
+
+    @property
     def nbytes(self) -> int:
         """Its bytes."""
-        return prod(self.shape) * self.dtype.size
+        return self.numel * self.dtype.size
 
 
 @dataclass(slots=True)
@@ -47,6 +52,25 @@ class Graph:
     def reuse(self, old: str, name: str) -> None:
         """Write a result over a buffer of the same size."""
         self.held[name] = self.held.pop(old)
+
+    def cast_weights(self) -> list[Buffer]:
+        """Weights in the type of products, and gradients of weights in it that are widened."""
+        return [
+            buffer
+            for born, buffer in self.events
+            if (born and buffer.name.startswith("cast "))
+            or (not born and buffer.name.endswith(" low") and not buffer.name.startswith("d "))
+        ]
+
+    def row_bytes(self) -> int:
+        """Of the buffers with a row for each token, all that are born."""
+        weights = ("cast ", ".grad", " low")
+        return sum(
+            buffer.nbytes
+            for born, buffer in self.events
+            if born
+            and (buffer.name.startswith("d ") or not any(part in buffer.name for part in weights))
+        )
 
     def peak_bytes(self) -> int:
         """The most bytes that live at once, against those that lived before."""
