@@ -73,15 +73,19 @@ FRACTIONS: dict[str, tuple[float, float]] = {
     # Inductor's kernels, of twice what they write, and sums for biases of what they read. From 12 compiled steps
     # of one H200 (torch 2.11, 2026-11-24), before passes were captured.
     "fused": (1.0, 1.0),
-    # The compiled head's kernels over the logits, of what they read and write: at 32,000 to 152,000 columns 0.9 to
-    # 1.5, 2.0 to 3.2, and with columns that are no multiple of 64 1.1 to 1.4 TB/s (11 of the steps of cost/power.py).
-    "online_softmax": (0.264, 0.264),
-    "cross_entropy_backward": (0.63, 0.63),
-    "padded_cross_entropy_backward": (0.28, 0.28),
+    # The gradient of the compiled head's logits, written over them: 3.2 TB/s (as below).
+    "cross_entropy_backward": (0.73, 0.73),
     # Random numbers of inductor's dropouts, beside what they move; one counts as a byte. 0.29e12 a second: 293 µs
     # a layer of 2 · 32,768 · 1,280 (profile of a step of gpt2-large, one H200, torch 2.11, 2026-11-24).
     "random": (0.065, 0.065),
 }
+# Kernels of the compiled head that are bound by what they compute: while they move a byte, products in fp32 would
+# do so many FLOPs. At 52 TFLOP/s an online softmax over 50,000 to 152,000 columns reads 1.1 to 1.5 TB/s, that of a
+# chunk 0.7, and the gradient of columns that are no multiple of 64 is read and written at 1.2 to 1.4 (11 of the
+# steps of cost/power.py, the chunk also on an H100).
+SCALAR_FLOPS_PER_BYTE = {
+    "online_softmax": 40.0, "chunk_softmax": 72.0, "padded_cross_entropy_backward": 40.0
+}  # fmt: skip
 STRIDED_FRACTIONS: dict[str, tuple[float, float]] = {"cat": (0.40, 0.40), "copy": (0.45, 0.45)}
 
 
@@ -102,6 +106,9 @@ def kernel_s(work: Work, device: Device, *, dropout: bool = False) -> float:
 def pointwise_s(work: Work, device: Device) -> float:
     """ramp + bytes / (bandwidth · share of the kind)."""
     start = SUM_START_S if work.kind == "sum" else RAMP_S
+    if work.kind in SCALAR_FLOPS_PER_BYTE:
+        per_byte = SCALAR_FLOPS_PER_BYTE[work.kind] / device.fp32_flops_per_s
+        return start + work.nbytes * max(per_byte, 1 / device.bytes_per_s)
     return start + work.nbytes / (device.bytes_per_s * fraction(work))
 
 

@@ -49,8 +49,8 @@ def time_of(
 
     step = compute + memory + dispatch + optimizer + communication + offload: the kernels of all passes that
     are bound by arithmetic and by memory; what the passes take beyond them, waiting for the host;
-    from the last gradient to the end; and of transfers only what nothing hides. The tape is one
-    rank's without sharding; `strategy.zero` and `.offload` move the optimizer and add transfers.
+    from the last gradient to the end; and of transfers only what nothing hides. Products and attention run at the
+    clock that the power limit allows. The tape is one rank's without sharding; `strategy.zero` and `.offload` move the optimizer and add transfers.
     `captured` passes are CUDA graphs.
     """
     device = _device(strategy, hardware)
@@ -60,6 +60,8 @@ def time_of(
     job = _Job(passes, strategy, model, hardware, device, priced, captured)
     highest = job.time(clock=1.0)
     flops = passes.tensor_flops(strategy.accumulation)
+    assert highest.compute_s is not None
+    assert highest.step_s is not None
     clock = clock_fraction(flops, highest.compute_s, highest.step_s, device.power_flops_per_s)
     return highest if clock == 1.0 else job.time(clock=clock)
 
@@ -98,13 +100,12 @@ class _Job:
         )
         communication, offload = transfers.communication_s(), transfers.offload_s()
         passed += deepspeed.passes_s(strategy, passes.tensors * device.dispatch_scale)
+        waited = passed - compute - memory
         return StepTime(
             step_s=passed + updated + communication + offload,
             compute_s=compute,
             memory_s=memory,
-            dispatch_s=0.0
-            if self.captured
-            else passed - compute - memory,  # not what rounding leaves
+            dispatch_s=0.0 if self.captured else waited,  # not what rounding leaves
             communication_s=communication,
             offload_s=offload,
             optimizer_s=updated,

@@ -146,7 +146,7 @@ def _chunk(
 ) -> Tensor:
     """One chunk; its logits' gradient, which lives until the next chunk has one of its own.
 
-    Compiled, one kernel sums the exponentials and another writes the gradient; both read the logits.
+    Compiled, one kernel forms the gradient in fp32 and another rounds it.
     """
     size = weight_gradient.shape[1]
     logits = tape.empty((rows, columns), dtype)
@@ -157,17 +157,20 @@ def _chunk(
     read = logits if compiled else scores
     if read is not logits:
         tape.pointwise("cast", [logits, scores])
-    tape.pointwise("log_softmax", [read, read])
-    tape.pointwise("log_softmax_backward", [read, read])
+    if compiled:
+        tape.pointwise("chunk_softmax", [read])
+    else:
+        tape.pointwise("log_softmax", [read, read])
+        tape.pointwise("log_softmax_backward", [read, read])
     gradient = scores
     if dtype is not DType.FP32:
         gradient = tape.empty((rows, columns), dtype)
-        if read is not logits:
-            tape.pointwise("cast", [scores, gradient])
+        tape.pointwise("cast", [scores, gradient])
     del scores, logits, read
     matmul(tape, "linear", rows, size, columns, gradient)
     if weight_gradient.dtype is dtype:
         matmul(tape, "linear", columns, size, rows, weight_gradient)
+        tape.pointwise("add_", [weight_gradient])  # what it is added to is read
     else:
         product = tape.empty((columns, size), dtype)
         matmul(tape, "linear", columns, size, rows, product)
@@ -179,6 +182,8 @@ def _chunked_backward(
     tape: Tape, node: Node, gradients: list[Tensor | None], saved: list[Tensor]
 ) -> list[Tensor | None]:
     hidden, weight = saved
+    for kept in (hidden, weight):  # times the loss's own gradient
+        tape.pointwise("mul", [kept, Tensor((), DType.FP32, kept.storage), kept])
     table = weight.view(*node.inputs[1][0])
     table.viewed = True  # its first rows
     return [hidden, table]

@@ -46,11 +46,12 @@ GIVEN = {
     Checkpointing.FULL: frozenset[str](),
 }
 # Inductor's kernels of a block beside products, attention and casts of weights, in the forward pass and in the
-# backward pass, and what they move over what both they and products write. Profiles of GPT-2, Qwen 2.5, Llama 3.2 and
-# NeoX (11 of the steps of cost/power.py) have 27 to 32 kernels a layer, many of them small: sums over rows in two
-# kernels for each norm and bias; and 1.1 to 1.4, 2.4 to 3.1 of the bytes.
+# backward pass, and the bytes they move over those that they and the products write. Profiles of GPT-2, Qwen 2.5,
+# Llama 3.2 and NeoX (11 of the steps of cost/power.py) have 27 to 32 such kernels a layer, many of them small: sums
+# over rows in two kernels for each norm and bias. They have 1.1 to 1.4 and 2.4 to 2.6 of the bytes.
 FUSED_KERNELS = {1: 8, 2: 20}
 FUSED_MOVED = {1: 1.3, 2: 2.6}
+FORMED_AGAIN_KERNELS = 3  # both norms and the activation, which selective checkpointing forms again
 LOW_BYTES, FULL_BYTES = 2, 4
 LUMP = "biases and norms"  # gradients that compiled_block gives as one buffer
 
@@ -152,9 +153,10 @@ def _backward(
     w = dict(zip(names, (shape for shape, _ in node.inputs[1:]), strict=True))
     if context.strategy.checkpointing is Checkpointing.FULL:
         _work(tape, context, _read_again(w, context), x, plain.forward, 1)
-    # written once: what they are computed from the kernels beside them read anyway
     elif context.strategy.checkpointing is Checkpointing.SELECTIVE:
-        tape.work("fused", x.dtype, 0, _formed_again_bytes(plain))
+        for _ in range(FORMED_AGAIN_KERNELS):
+            moved = FUSED_MOVED[1] * _formed_again_bytes(plain) / FORMED_AGAIN_KERNELS
+            tape.work("fused", x.dtype, 0, int(moved))
     _work(tape, context, w, x, plain.backward, 2)
     low = tape.autocast_dtype or x.dtype
     columns = sum(shape[0] for name, shape in w.items() if _is_bias(name, w))
@@ -201,8 +203,8 @@ def _work(tape: Tape, context: Context, w: Shapes, x: Tensor, graph: Graph, prod
     dtype = tape.autocast_dtype or x.dtype
     low = Tensor((), dtype, x.storage)
     for shape in w.values():
-        for _ in range(products if len(shape) > 1 else 0):
-            matmul(tape, "linear", tokens, shape[0], shape[1], low)
+        if len(shape) > 1:
+            _products(tape, tokens, shape[0], shape[1], low, products)
     flops = rowwise_flops(
         x.shape[0], model.num_heads, x.shape[1], model.head_dim, context.documents
     )
@@ -219,6 +221,15 @@ def _work(tape: Tape, context: Context, w: Shapes, x: Tensor, graph: Graph, prod
     moved = int(FUSED_MOVED[products] * graph.row_bytes()) // FUSED_KERNELS[products]
     for _ in range(FUSED_KERNELS[products]):
         tape.work("fused", dtype, 0, moved)
+
+
+def _products(tape: Tape, rows: int, columns: int, inner: int, low: Tensor, products: int) -> None:
+    """x·Wᵀ, or the gradients of x and of W."""
+    if products == 1:
+        matmul(tape, "linear", rows, columns, inner, low)
+    else:
+        matmul(tape, "linear", rows, inner, columns, low)
+        matmul(tape, "linear", columns, inner, rows, low)
 
 
 def compiled_loss(tape: Tape, model: ModelShape, weight: Tensor, x: Tensor) -> Tensor:
@@ -262,8 +273,7 @@ def _head_work(tape: Tape, graph: Graph, x: Tensor, weight: Tensor, products: in
     """Products, and one kernel over the logits: it reads them; going backward it writes over them."""
     low = Tensor((), tape.autocast_dtype or x.dtype, x.storage)
     columns = -(-weight.shape[0] // HEAD_MULTIPLE) * HEAD_MULTIPLE
-    for _ in range(products):
-        matmul(tape, "linear", x.shape[0], columns, x.shape[1], low)
+    _products(tape, x.shape[0], columns, x.shape[1], low, products)
     logits_bytes = x.shape[0] * columns * low.dtype.size
     if products == 1:
         tape.work("online_softmax", low.dtype, 0, logits_bytes)

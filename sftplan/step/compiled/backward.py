@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 def backward_graph(block: Block, saved: Mapping[str, Buffer]) -> Graph:
     """Births and deaths of the backward pass, which begins with what was saved and ends with gradients."""
     backward = _Backward(block, Graph(held=dict(saved)))
-    if block.model.parallel_residual:
+    if block.model.parallel_residual and block.widens:
+        backward.parallel_widened()
+    elif block.model.parallel_residual:
         backward.parallel()
     else:
         backward.mlp()
@@ -163,17 +165,15 @@ class _Backward:
     def parallel(self) -> None:
         """NeoX: weights' gradients that can be taken, then attention, then the MLP."""
         graph, m = self.graph, self.block.model
-        if self.block.widens or self.block.dropout:
+        if self.block.dropout:
             self.new("d out low", m.hidden_size)
             graph.free("mask1", "mask2")
         self._taken("projected", "attended by token")
         self._taken("down", "act")
         self.inward("projected", "d attended")
         self._attended()
-        self.new("d qkv by head", self.linear["qkv"][2])
-        graph.free("d q", "d k", "d v")
-        self.new("d qkv", self.linear["qkv"][2])
-        graph.free("d qkv by head")
+        self._by_head()
+        self._qkv_in_order()
         self._taken("qkv", "norm1")
         self.new("d norm1", m.hidden_size)
         graph.free("d qkv", f"cast {self.linear['qkv'][0]}")
@@ -184,6 +184,75 @@ class _Backward:
         graph.free("d act", f"cast {self.linear['pre'][0]}")
         self._small()
         self._norm("norm1", "d in", ["d norm1", "d norm2"])
+
+    def parallel_widened(self) -> None:
+        """NeoX with weights in fp32, in the two orders that allocator traces of torch 2.11 show."""
+        self.new("d out low", self.block.model.hidden_size)
+        self.graph.free("mask1", "mask2")
+        if self.block.tokens > self.block.model.hidden_size:
+            self._parallel_long()
+        else:
+            self._parallel_short()
+
+    def _parallel_long(self) -> None:
+        """Weights' gradients as soon as they can be taken, the MLP's before those of the attention's input."""
+        graph = self.graph
+        self.weight_gradient("projected")
+        graph.free("attended by token")
+        self.weight_gradient("down")
+        graph.free("act")
+        self.widen("projected")
+        self.inward("projected", "d attended")
+        self._attended()
+        self.widen("down")
+        self._through_activation()
+        self._by_head()
+        graph.free("d out low")
+        self.inward("pre", "d norm2")
+        self.weight_gradient("pre")
+        graph.free("norm2", "d act")
+        self._qkv_in_order()
+        self.weight_gradient("qkv")
+        graph.free("norm1")
+        self.inward("qkv", "d norm1")
+        graph.free("d qkv")
+        self._small()
+        self._norm("norm1", "d in", ["d norm1", "d norm2"])
+        self.widen("qkv", "pre")
+
+    def _parallel_short(self) -> None:
+        """Gradients of all inputs first, then those of the weights."""
+        graph = self.graph
+        self.inward("projected", "d attended")
+        self._attended()
+        self._by_head()
+        self._qkv_in_order()
+        self.inward("qkv", "d norm1")
+        self._through_activation()
+        self.inward("pre", "d norm2")
+        self._taken("projected", "attended by token")
+        self._small()
+        self._norm("norm1", "d in", ["d norm1", "d norm2"])
+        for result, gradient, read in (
+            ("qkv", "d qkv", "norm1"),
+            ("down", "d out low", "act"),
+            ("pre", "d act", "norm2"),
+        ):
+            self.weight_gradient(result)
+            graph.free(gradient, read)
+        self.widen("qkv", "down", "pre")
+
+    def _through_activation(self) -> None:
+        self.new("d act", self.block.model.intermediate_size)
+        self.graph.free(f"cast {self.linear['down'][0]}", "pre")
+
+    def _by_head(self) -> None:
+        self.new("d qkv by head", self.linear["qkv"][2])
+        self.graph.free("d q", "d k", "d v")
+
+    def _qkv_in_order(self) -> None:
+        self.new("d qkv", self.linear["qkv"][2])
+        self.graph.free("d qkv by head")
 
     def _taken(self, result: str, read: str) -> None:
         """A weight's gradient, after which the product's input is not needed."""
