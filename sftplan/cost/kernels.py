@@ -56,6 +56,7 @@ ACCESS: dict[tuple[int, ...], tuple[float, float]] = {
 FRACTIONS: dict[str, tuple[float, float]] = {
     "cast": (0.49, 0.98),  # 2.16 to fp32 (not vectorised), 4.35 to bf16
     "dropout": (0.81, 0.81),  # 3.05 forward, 4.3 backward: their mean
+    "by_row": (0.76, 0.76),  # each row less or times a number of its own: 3.1 and 3.7 (steps of cost/power.py)
     "layer_norm": (0.66, 0.45),
     "layer_norm_weight": (0.44, 0.23),
     "sum": (0.50, 0.50),

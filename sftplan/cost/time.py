@@ -50,8 +50,8 @@ def time_of(
     step = compute + memory + dispatch + optimizer + communication + offload: the kernels of all passes that
     are bound by arithmetic and by memory; what the passes take beyond them, waiting for the host;
     from the last gradient to the end; and of transfers only what nothing hides. Products and attention run at the
-    clock that the power limit allows. The tape is one rank's without sharding; `strategy.zero` and `.offload` move the optimizer and add transfers.
-    `captured` passes are CUDA graphs.
+    clock that the power limit allows. The tape is one rank's without sharding; `strategy.zero` and
+    `.offload` move the optimizer and add transfers. `captured` passes are CUDA graphs.
     """
     device = _device(strategy, hardware)
     drops = attention_dropout(strategy, model) > 0

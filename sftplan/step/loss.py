@@ -160,8 +160,8 @@ def _chunk(
     if compiled:
         tape.pointwise("chunk_softmax", [read])
     else:
-        tape.pointwise("log_softmax", [read, read])
-        tape.pointwise("log_softmax_backward", [read, read])
+        for kind, moved in (("amax", 1), ("by_row", 2), ("exp", 2), ("total", 1), ("by_row", 2)):
+            tape.pointwise(kind, [read] * moved)
     gradient = scores
     if dtype is not DType.FP32:
         gradient = tape.empty((rows, columns), dtype)
