@@ -36,6 +36,7 @@ class Device:
     bytes_per_s: float
     attention_scale: float  # seconds of bf16 attention over the measured H200's
     power_flops_per_s: float | None
+    highest_clock: float  # over that of large products alone
     has_cudnn_attention: bool
     dispatch_scale: float
     compiled_dispatch_scale: float
@@ -59,6 +60,7 @@ def device_of(hardware: Hardware) -> Device:
         fp16_flops_per_s=max(fp32, large_fp16 * FP16_WAVE_OVER_LARGE * clock),
         attention_scale=LARGE_FLOPS_PER_S / max(large_bf16, large_fp16, fp32),
         power_flops_per_s=gpu.power_flops_per_s,
+        highest_clock=clock,
         fp32_flops_per_s=fp32,
         bytes_per_s=gpu.hbm_bytes_per_s * rates.hbm_fraction,
         has_cudnn_attention=(gpu.compute_capability or 0.0) >= HOPPER_CAPABILITY,

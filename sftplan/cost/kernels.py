@@ -56,7 +56,10 @@ ACCESS: dict[tuple[int, ...], tuple[float, float]] = {
 FRACTIONS: dict[str, tuple[float, float]] = {
     "cast": (0.49, 0.98),  # 2.16 to fp32 (not vectorised), 4.35 to bf16
     "dropout": (0.81, 0.81),  # 3.05 forward, 4.3 backward: their mean
-    "by_row": (0.76, 0.76),  # each row less or times a number of its own: 3.1 and 3.7 (steps of cost/power.py)
+    "by_row": (
+        0.76,
+        0.76,
+    ),  # each row less or times a number of its own: 3.1 and 3.7 (steps of cost/power.py)
     "layer_norm": (0.66, 0.45),
     "layer_norm_weight": (0.44, 0.23),
     "sum": (0.50, 0.50),
@@ -101,7 +104,8 @@ def kernel_s(work: Work, device: Device, *, dropout: bool = False) -> float:
         return GAP_S + attention_s(work, device, dropout=dropout)
     batch, m, n, k = work.shape if len(work.shape) == 4 else (1, *work.shape)
     rate = device.flops_per_s(work.dtype)
-    return GAP_S + product_s(m, n, k, batch, work.dtype.size, rate, device.bytes_per_s)
+    size, moved = work.dtype.size, device.bytes_per_s
+    return GAP_S + product_s(m, n, k, batch, size, rate, moved, clock=device.highest_clock)
 
 
 def pointwise_s(work: Work, device: Device) -> float:

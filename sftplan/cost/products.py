@@ -28,18 +28,20 @@ UNALIGNED_COLUMNS, UNALIGNED_INNER, UNALIGNED_ROWS = 0.115, 0.167, 0.175
 
 @lru_cache(maxsize=4096)
 def product_s(
-    m: int, n: int, k: int, batch: int, size: int, flops_per_s: float, bytes_per_s: float
-) -> float:
+    m: int, n: int, k: int, batch: int, size: int, flops_per_s: float, bytes_per_s: float,
+    *, clock: float = 1.0,
+) -> float:  # fmt: skip
     """Seconds of `batch` products (m, k)·(k, n) of `size`-byte elements.
 
     start + max(waves·(2·tm·tn·k·SM / rate + wave), bytes / bandwidth), the best of tiles tm x tn and
-    of splits of k; mean error 5.7 % in bf16, 5.4 % in fp16, 7.8 % in fp32 over the table.
+    of splits of k; mean error 5.7 % in bf16, 5.4 % in fp16, 7.8 % in fp32 over the table. `clock` is how
+    much faster than for large products alone the GPU runs at that rate, kernels for unaligned sizes do not.
 
     >>> round(1e6 * product_s(8192, 5120, 1280, 1, 2, 840e12, 4.4e12), 1)  # measured 144.4, addmm 151.4
     149.8
     """
     if size == 2 and (fraction := _unaligned(m, n, k)):
-        return PRODUCT_START_S + 2.0 * batch * m * n * k / (flops_per_s * fraction)
+        return PRODUCT_START_S + 2.0 * batch * m * n * k / (flops_per_s / clock * fraction)
     best = float("inf")
     for rows, columns in TILES:
         tiles = batch * -(-m // rows) * -(-n // columns)

@@ -79,13 +79,13 @@ def test_a_large_batch_is_bound_by_the_gpu_and_a_small_one_by_the_host() -> None
 
 
 def test_measured_steps_of_the_h200_that_are_bound_by_the_gpu() -> None:
-    """One plain loop, torch 2.11, 2026-11. The constants are of single kernels and the gap between them."""
-    assert seconds(PLAIN) == pytest.approx(0.217, rel=0.05)
-    # addmm takes 5 % longer than the mm that all products are priced as (cost/products.py)
-    assert seconds(replace(PLAIN, precision=Precision.BF16_TRUE)) == pytest.approx(0.154, rel=0.07)
+    """Plain loops on two H200, which are 1 to 3 % apart, torch 2.11, 2026-11. Constants are of single kernels."""
+    assert seconds(PLAIN) == pytest.approx((0.217 + 0.215) / 2, rel=0.06)
+    true = replace(PLAIN, precision=Precision.BF16_TRUE)
+    assert seconds(true) == pytest.approx((0.154 + 0.151) / 2, rel=0.06)
     assert seconds(replace(PLAIN, precision=Precision.FP32)) == pytest.approx(1.010, rel=0.05)
     full = replace(PLAIN, checkpointing=Checkpointing.FULL)
-    assert seconds(full) == pytest.approx(0.287, rel=0.05)
+    assert seconds(full) == pytest.approx((0.287 + 0.279) / 2, rel=0.06)
 
 
 def test_compiled_blocks() -> None:
