@@ -30,6 +30,7 @@ from sftplan.step.compiled.backward import backward_graph
 from sftplan.step.compiled.block import SUPPORTED, Block
 from sftplan.step.compiled.forward import forward_graph
 from sftplan.step.compiled.graph import Compiled
+from sftplan.step.compiled.parallel import parallel_backward_graph
 from sftplan.step.tensor import DType
 
 if TYPE_CHECKING:
@@ -82,4 +83,5 @@ def compiled_block(
         return Compiled(tuple(held.values()), forgetful, backward)
     forward = forward_graph(block)
     saved = {name: buffer for name, buffer in forward.held.items() if name != "out"}
-    return Compiled(tuple(saved.values()), forward, backward_graph(block, saved))
+    going_back = parallel_backward_graph if model.parallel_residual else backward_graph
+    return Compiled(tuple(saved.values()), forward, going_back(block, saved))

@@ -16,19 +16,14 @@ if TYPE_CHECKING:
 
 def backward_graph(block: Block, saved: Mapping[str, Buffer]) -> Graph:
     """Births and deaths of the backward pass, which begins with what was saved and ends with gradients."""
-    backward = _Backward(block, Graph(held=dict(saved)))
-    if block.model.parallel_residual and block.widens:
-        backward.parallel_widened()
-    elif block.model.parallel_residual:
-        backward.parallel()
-    else:
-        backward.mlp()
-        backward.attention()
-        backward.first_norm()
+    backward = Backward(block, Graph(held=dict(saved)))
+    backward.mlp()
+    backward.attention()
+    backward.first_norm()
     return backward.graph
 
 
-class _Backward:
+class Backward:
     """The graph as it is written, stretch by stretch."""
 
     def __init__(self, block: Block, graph: Graph) -> None:
@@ -68,7 +63,7 @@ class _Backward:
         else:
             self._plain()
         parts = [] if self.late else ["d norm2 a", "d norm2 b"]
-        self._norm("norm2", "d x", parts)
+        self.norm("norm2", "d x", parts)
 
     def _gated(self) -> None:
         """As inductor's scheduler chose in all cases: it takes first what grows memory least."""
@@ -116,7 +111,7 @@ class _Backward:
         self.inward("projected", "d attended")
         self.weight_gradient("projected")
         graph.free("d projected")
-        self._attended()
+        self.attended()
         self.widen("projected")
         if self.block.fused_qkv:
             self.new("d qkv", m.query_size + 2 * m.kv_size)
@@ -145,12 +140,12 @@ class _Backward:
 
     def first_norm(self) -> None:
         """The gradient of the block's input."""
-        self._small()
+        self.small()
         parts = [*(f"d norm1 {part}" for part in "qkv"), "d norm2 a", "d norm2 b"]
-        self._norm("norm1", "d in", parts)
+        self.norm("norm1", "d in", parts)
         self.graph.free("d x", "projected")
 
-    def _attended(self) -> None:
+    def attended(self) -> None:
         """Through the attention itself; of keys and values that were repeated the sums."""
         graph, m, size = self.graph, self.block.model, self.block.attended_kv_size
         for part, columns in (("d q", m.query_size), ("d k", size), ("d v", size)):
@@ -162,108 +157,11 @@ class _Backward:
             graph.free(f"d {part}")
             graph.reuse(f"d {part} summed", f"d {part}")
 
-    def parallel(self) -> None:
-        """NeoX: weights' gradients that can be taken, then attention, then the MLP."""
-        graph, m = self.graph, self.block.model
-        if self.block.dropout:
-            self.new("d out low", m.hidden_size)
-            graph.free("mask1", "mask2")
-        self._taken("projected", "attended by token")
-        self._taken("down", "act")
-        self.inward("projected", "d attended")
-        self._attended()
-        self._by_head()
-        self._qkv_in_order()
-        self._taken("qkv", "norm1")
-        self.new("d norm1", m.hidden_size)
-        graph.free("d qkv", f"cast {self.linear['qkv'][0]}")
-        self.new("d act", m.intermediate_size)
-        graph.free(f"cast {self.linear['down'][0]}", "pre", "d out low")
-        self._taken("pre", "norm2")
-        self.new("d norm2", m.hidden_size)
-        graph.free("d act", f"cast {self.linear['pre'][0]}")
-        self._small()
-        self._norm("norm1", "d in", ["d norm1", "d norm2"])
-
-    def parallel_widened(self) -> None:
-        """NeoX with weights in fp32, in the two orders that allocator traces of torch 2.11 show."""
-        self.new("d out low", self.block.model.hidden_size)
-        self.graph.free("mask1", "mask2")
-        if self.block.tokens > self.block.model.hidden_size:
-            self._parallel_long()
-        else:
-            self._parallel_short()
-
-    def _parallel_long(self) -> None:
-        """Weights' gradients as soon as they can be taken, the MLP's before those of the attention's input."""
-        graph = self.graph
-        self.weight_gradient("projected")
-        graph.free("attended by token")
-        self.weight_gradient("down")
-        graph.free("act")
-        self.widen("projected")
-        self.inward("projected", "d attended")
-        self._attended()
-        self.widen("down")
-        self._through_activation()
-        self._by_head()
-        graph.free("d out low")
-        self.inward("pre", "d norm2")
-        self.weight_gradient("pre")
-        graph.free("norm2", "d act")
-        self._qkv_in_order()
-        self.weight_gradient("qkv")
-        graph.free("norm1")
-        self.inward("qkv", "d norm1")
-        graph.free("d qkv")
-        self._small()
-        self._norm("norm1", "d in", ["d norm1", "d norm2"])
-        self.widen("qkv", "pre")
-
-    def _parallel_short(self) -> None:
-        """Gradients of all inputs first, then those of the weights."""
-        graph = self.graph
-        self.inward("projected", "d attended")
-        self._attended()
-        self._by_head()
-        self._qkv_in_order()
-        self.inward("qkv", "d norm1")
-        self._through_activation()
-        self.inward("pre", "d norm2")
-        self._taken("projected", "attended by token")
-        self._small()
-        self._norm("norm1", "d in", ["d norm1", "d norm2"])
-        for result, gradient, read in (
-            ("qkv", "d qkv", "norm1"),
-            ("down", "d out low", "act"),
-            ("pre", "d act", "norm2"),
-        ):
-            self.weight_gradient(result)
-            graph.free(gradient, read)
-        self.widen("qkv", "down", "pre")
-
-    def _through_activation(self) -> None:
-        self.new("d act", self.block.model.intermediate_size)
-        self.graph.free(f"cast {self.linear['down'][0]}", "pre")
-
-    def _by_head(self) -> None:
-        self.new("d qkv by head", self.linear["qkv"][2])
-        self.graph.free("d q", "d k", "d v")
-
-    def _qkv_in_order(self) -> None:
-        self.new("d qkv", self.linear["qkv"][2])
-        self.graph.free("d qkv by head")
-
-    def _taken(self, result: str, read: str) -> None:
-        """A weight's gradient, after which the product's input is not needed."""
-        self.weight_gradient(result)
-        self.graph.free(read)
-        self.widen(result)
-
-    def _small(self) -> None:
+    def small(self) -> None:
+        """Gradients of biases and norms."""
         self.graph.new("biases and norms", self.block.num_small(), dtype=self.block.weights)
 
-    def _norm(self, name: str, result: str, parts: list[str]) -> None:
+    def norm(self, name: str, result: str, parts: list[str]) -> None:
         """The gradient of x; it is written over the residual's where there is one."""
         if "d x" in self.graph.held:
             self.graph.reuse("d x", result)

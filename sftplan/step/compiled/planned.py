@@ -68,6 +68,8 @@ class PlannedGraph(Graph):
                 if since == at - 1 or between + buffer.nbytes <= highest:
                     old = self.events[waiting.pop()][1]
                     taken |= {since, at}
+                    for kept in range(since, at):  # EstimatePeakMemory.update_peak_between
+                        live[kept] += buffer.nbytes
                     place[buffer] = place.get(old, old)
         events = [
             (born, place.get(x, x)) for at, (born, x) in enumerate(self.events) if at not in taken
