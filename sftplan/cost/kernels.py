@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from sftplan.step.work import Work
 
 GAP_S = 1.0e-6  # between kernels of a full queue: a profiled step's length less its kernels, over 3,499 kernels
+# Between kernels of a CUDA graph: 0.2 to 0.7 µs in steps of 1,380 to 11,200 kernels (steps of cost/power.py).
+GRAPH_GAP_S = 0.4e-6
 RAMP_S = 1.0e-6  # a kernel that moves next to nothing: profiles show 1.0 to 1.2 µs
 SUM_START_S = 6e-6  # sums over rows clear a buffer and pass partial sums through memory
 
@@ -93,19 +95,20 @@ SCALAR_FLOPS_PER_BYTE = {
 STRIDED_FRACTIONS: dict[str, tuple[float, float]] = {"cat": (0.40, 0.40), "copy": (0.45, 0.45)}
 
 
-def kernel_s(work: Work, device: Device, *, dropout: bool = False) -> float:
+def kernel_s(work: Work, device: Device, *, dropout: bool = False, captured: bool = False) -> float:
     """Seconds that a kernel keeps the GPU busy, the gap before it included.
 
-    `dropout`: whether attention drops.
+    `dropout`: whether attention drops; `captured`: in a CUDA graph.
     """
+    gap_s = GRAPH_GAP_S if captured else GAP_S
     if work.kind not in COMPUTE_KINDS:
-        return GAP_S + pointwise_s(work, device)
+        return gap_s + pointwise_s(work, device)
     if not work.kind.startswith(("linear", "bmm", "grouped")):
-        return GAP_S + attention_s(work, device, dropout=dropout)
+        return gap_s + attention_s(work, device, dropout=dropout)
     batch, m, n, k = work.shape if len(work.shape) == 4 else (1, *work.shape)
     rate = device.flops_per_s(work.dtype)
     size, moved = work.dtype.size, device.bytes_per_s
-    return GAP_S + product_s(m, n, k, batch, size, rate, moved, clock=device.highest_clock)
+    return gap_s + product_s(m, n, k, batch, size, rate, moved, clock=device.highest_clock)
 
 
 def pointwise_s(work: Work, device: Device) -> float:

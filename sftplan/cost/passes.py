@@ -105,7 +105,10 @@ class Passes:
         """The passes on a device; `drops`: the attention does, `captured`: kernels need no host."""
         key = (device, drops, captured)
         if key not in self._priced:
-            busy = {id(each): _busy(each, device, drops=drops) for each in self._distinct}
+            busy = {
+                id(each): _busy(each, device, drops=drops, captured=captured)
+                for each in self._distinct
+            }
             self._priced[key] = [
                 _pass(
                     _segment(s, busy[id(s.kernels)], device, captured=captured) for s in stretches
@@ -163,11 +166,11 @@ def _pass(segments: Iterable[Segment]) -> Pass:
     )
 
 
-def _busy(kernels: Kernels, device: Device, *, drops: bool) -> tuple[float, float]:
+def _busy(kernels: Kernels, device: Device, *, drops: bool, captured: bool) -> tuple[float, float]:
     """Seconds of kernels bound by arithmetic, and of the others."""
     compute = memory = 0.0
     for work, count in kernels:
-        seconds = count * kernel_s(work, device, dropout=drops)
+        seconds = count * kernel_s(work, device, dropout=drops, captured=captured)
         if work.kind in COMPUTE_KINDS:
             compute += seconds
         else:
