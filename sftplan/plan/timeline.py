@@ -32,7 +32,7 @@ def plan_timeline(plan: Plan) -> Timeline:
     events = events_of(
         plan, strategy, num_gpus=machine.num_gpus, gpus_per_node=machine.gpus_per_node
     )  # fmt: skip
-    if is_captured(strategy, model_of(plan), plan.inputs.workload.seq_len):
+    if passes_captured(plan, strategy):
         events = as_captured(events).events
     return last_step(events).thinned()
 
@@ -48,6 +48,15 @@ def events_of(plan: Plan, strategy: Strategy, *, num_gpus: int, gpus_per_node: i
         model, workload_of(plan), num_gpus=num_gpus, gpus_per_node=gpus_per_node
     )
     return evaluator.events(strategy, chip_of(plan.inputs.hardware.gpu), model.num_layers)
+
+
+def passes_captured(plan: Plan, strategy: Strategy) -> bool:
+    """Whether the passes of the plan's job under a strategy are CUDA graphs.
+
+    Raises:
+        UsageError: The plan's model is not to be found any more.
+    """
+    return is_captured(strategy, model_of(plan), plan.inputs.workload.seq_len)
 
 
 def model_of(plan: Plan) -> ModelShape:

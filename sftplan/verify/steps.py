@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sftplan.cost.memory import BUILDING, exact_peaks
-from sftplan.facts.captured import is_captured
 from sftplan.facts.strategy import Allocator
-from sftplan.plan.timeline import events_of, model_of, strategy_of
+from sftplan.plan.timeline import events_of, passes_captured, strategy_of
 from sftplan.verify.measurement import memory_quantities
 
 if TYPE_CHECKING:
@@ -28,6 +27,6 @@ def steps_alone(plan: Plan) -> dict[str, float]:
     )
     peaks = exact_peaks(
         events, expandable=strategy.allocator is Allocator.EXPANDABLE,
-        captured=is_captured(strategy, model_of(plan), plan.inputs.workload.seq_len), steps_alone=True,
+        captured=passes_captured(plan, strategy), steps_alone=True,
     )  # fmt: skip
     return memory_quantities(plan, peaks.allocated_bytes, peaks.reserved_bytes)

@@ -10,9 +10,8 @@ from sftplan.cost.evaluate import chip_of
 from sftplan.cost.memory import exact_peaks
 from sftplan.cost.timeline import last_step, last_step_start
 from sftplan.errors import NotReadyError
-from sftplan.facts.captured import is_captured
 from sftplan.facts.strategy import Allocator, Offload
-from sftplan.plan.timeline import events_of, model_of, strategy_of
+from sftplan.plan.timeline import events_of, passes_captured, strategy_of
 from sftplan.step.repeat import Events
 from sftplan.verify import measurement as keys
 from sftplan.verify.measurement import Measurement, Phase, memory_quantities
@@ -56,7 +55,7 @@ def measure_traced(plan: Plan, *, diff: bool = False) -> Traced:
     strategy, notes = _traceable(plan)
     trace = trace_plan(plan, chip)
     tape = events_of(plan, strategy, num_gpus=1, gpus_per_node=1)
-    captured = is_captured(strategy, model_of(plan), plan.inputs.workload.seq_len)
+    captured = passes_captured(plan, strategy)
     traced, predicted = (
         exact_peaks(x, expandable=strategy.allocator is Allocator.EXPANDABLE, captured=captured)
         for x in (Events(trace.events, trace.sizes, trace.kinds, trace.marks), tape)
