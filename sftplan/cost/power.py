@@ -27,7 +27,7 @@ def clock_fraction(
     1.0
     >>> φ = clock_fraction(100e12, 0.1, 0.2, 335e12)  # 500 TFLOP/s at the highest clock
     >>> round(φ, 3), round(100e12 / (0.1 + 0.1 / φ) * φ**2 / 335e12, 6)
-    (0.858, 1.0)
+    (0.853, 1.0)
     """
     if power_flops_per_s is None or tensor_flops <= power_flops_per_s * step_s:
         return 1.0

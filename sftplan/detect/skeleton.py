@@ -21,6 +21,7 @@ _GAPS = """\
 # fp32_flops_per_s = 3.56e13   # required; without tensor cores
 # nvlink_bytes_per_s = 4.5e11  # all links, one direction; leave it out without NVLink
 # tdp_w = 350
+# power_flops_per_s = 3.35e14  # on tensor cores, within that power at the highest clock, if known
 """
 
 
