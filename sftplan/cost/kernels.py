@@ -58,10 +58,7 @@ ACCESS: dict[tuple[int, ...], tuple[float, float]] = {
 FRACTIONS: dict[str, tuple[float, float]] = {
     "cast": (0.49, 0.98),  # 2.16 to fp32 (not vectorised), 4.35 to bf16
     "dropout": (0.81, 0.81),  # 3.05 forward, 4.3 backward: their mean
-    "by_row": (
-        0.76,
-        0.76,
-    ),  # each row less or times a number of its own: 3.1 and 3.7 (steps of cost/power.py)
+    "by_row": (0.76, 0.76),  # each row less or times a number of its own: 3.1 and 3.7
     "layer_norm": (0.66, 0.45),
     "layer_norm_weight": (0.44, 0.23),
     "sum": (0.50, 0.50),
@@ -76,8 +73,7 @@ FRACTIONS: dict[str, tuple[float, float]] = {
     "clip": (0.80, 0.80),
     "embedding": (0.25, 0.25),  # rows gathered fast; gradients sorted and summed slowly
     "index": (0.25, 0.25),
-    # Inductor's kernels, of twice what they write, and sums for biases of what they read. From 12 compiled steps
-    # of one H200 (torch 2.11, 2026-11-24), before passes were captured.
+    # Inductor's kernels, by what they move (step/blocks/compiled.py), and sums for biases by what they read.
     "fused": (1.0, 1.0),
     # The gradient of the compiled head's logits, written over them: 3.2 TB/s (as below).
     "cross_entropy_backward": (0.73, 0.73),
