@@ -6,6 +6,7 @@ import importlib.util
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from sftplan.cost.captured import as_captured
 from sftplan.cost.evaluate import chip_of
 from sftplan.cost.memory import exact_peaks
 from sftplan.cost.timeline import last_step, last_step_start
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from sftplan.facts.strategy import Strategy
     from sftplan.plan.record import Plan
     from sftplan.verify.record import Difference
-    from sftplan.verify.trace.run import Trace
 
 PHASES = ("forward", "backward", "optimizer")
 COMPILED = "torch.compile's kernels show only on a GPU: traced and predicted without it"
@@ -56,10 +56,12 @@ def measure_traced(plan: Plan, *, diff: bool = False) -> Traced:
     trace = trace_plan(plan, chip)
     tape = events_of(plan, strategy, num_gpus=1, gpus_per_node=1)
     captured = passes_captured(plan, strategy)
+    events = Events(trace.events, trace.sizes, trace.kinds, trace.marks)
     traced, predicted = (
         exact_peaks(x, expandable=strategy.allocator is Allocator.EXPANDABLE, captured=captured)
-        for x in (Events(trace.events, trace.sizes, trace.kinds, trace.marks), tape)
+        for x in (events, tape)
     )
+    shown = as_captured(events).events if captured else events
     found, foreseen = (
         memory_quantities(plan, x.allocated_bytes, x.reserved_bytes) for x in (traced, predicted)
     )
@@ -69,9 +71,9 @@ def measure_traced(plan: Plan, *, diff: bool = False) -> Traced:
         mode="trace",
         quantities=found,
         instead=foreseen if notes else {},
-        phases=tuple(_phases(trace)),
+        phases=tuple(_phases(shown)),
         versions=_versions(),
-        timeline=last_step(trace).thinned(),
+        timeline=last_step(shown).thinned(),
         notes=tuple(notes),
     )
     return Traced(measurement=measurement, differences=differences(trace, tape) if diff else ())
@@ -87,15 +89,15 @@ def _traceable(plan: Plan) -> tuple[Strategy, list[str]]:
     return replace(strategy, zero=0, offload=Offload.NONE, compile=False), notes
 
 
-def _phases(trace: Trace) -> list[Phase]:
+def _phases(events: Events) -> list[Phase]:
     """The most that is alive in each phase of the last step, as requested."""
-    start = last_step_start(trace)
-    marks = {position: name for position, name in trace.marks if position >= start}
+    start = last_step_start(events)
+    marks = {position: name for position, name in events.marks if position >= start}
     peaks = dict.fromkeys(PHASES, 0)
     live, phase = 0, ""
-    for position, event in enumerate(trace.events):
+    for position, event in enumerate(events.events):
         phase = marks.get(position, phase)
-        live += trace.sizes[event] if event >= 0 else -trace.sizes[~event]
+        live += events.sizes[event] if event >= 0 else -events.sizes[~event]
         if phase in peaks:
             peaks[phase] = max(peaks[phase], live)
     return [Phase(name=name, peak_allocated_bytes=peak) for name, peak in peaks.items()]
