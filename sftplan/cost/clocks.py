@@ -27,6 +27,10 @@ class Clocks:
     gpu_s: float = 0.0
     clock: float = 1.0  # of the highest, that products and attention run at
 
+    def meet(self) -> None:
+        """The host waits until the GPU has done all that was issued."""
+        self.host_s = max(self.host_s, self.gpu_s)
+
     def run(self, segment: Segment) -> float:
         """Seconds that the GPU comes on by. Kernels are spread evenly over what the host issues.
 

@@ -84,6 +84,8 @@ class _Job:
         clocks = Clocks(clock=clock)
         walls = {"forward": 0.0, "backward": 0.0}
         for one in self.priced:
+            if strategy.attention is not Attention.VARLEN and not self.captured:
+                clocks.meet()  # transformers reads position ids back to see whether rows are packed
             for segment in deepspeed.hooked(one.segments, strategy, device.dispatch_scale):
                 walls[segment.phase] += clocks.run(segment)
         passed = clocks.gpu_s

@@ -88,6 +88,21 @@ def test_measured_steps_of_the_h200_that_are_bound_by_the_gpu() -> None:
     assert seconds(full) == pytest.approx((0.287 + 0.279) / 2, rel=0.06)
 
 
+def test_the_host_waits_between_passes_where_transformers_reads_back() -> None:
+    """Not where passes see no mask: there the host runs ahead into the second one."""
+    waiting = replace(PLAIN, micro_batch=8)
+    ahead = replace(waiting, attention=Attention.VARLEN, attention_dropout=0.0, packing=True)
+
+    def beyond(strategy: Strategy, documents: tuple[int, ...] = ()) -> float:
+        one, two = (
+            timed(replace(strategy, accumulation=count), documents=documents) for count in (1, 2)
+        )
+        return (two.dispatch_s or 0.0) - (one.dispatch_s or 0.0)
+
+    assert beyond(waiting) > 1e-5
+    assert beyond(ahead, (1024,) * 8) == pytest.approx(0.0, abs=1e-9)
+
+
 def test_compiled_blocks() -> None:
     """fast-8 and fast-32 of tests/published/h200_train.csv, one H200."""
     packed = replace(
