@@ -14,11 +14,13 @@ from __future__ import annotations
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
-from verify_cases import Case, capped, lengths_of, plan_of
-from verify_h200 import MEASURED, PLANNERS, Table, row_of, run_jobs
+from verify_cases import Case, capped, here, lengths_of, plan_of
+from verify_h200 import MEASURED, PLANNERS, Table, case_of, row_of, run_jobs
 
+from sftplan.facts.profiles import load_hardware
 from sftplan.facts.resolve import resolve_model
 from sftplan.facts.workload import Workload
 from sftplan.plan.build import plan_from_choice
@@ -148,9 +150,21 @@ def judge_caps(args: Any) -> None:
     """This version's choices among rows that were measured."""
     points = points_of(args)
     plans = [chosen_plan(point, args.profile) for point in points]
-    report(
-        Table(args.out, (), []), [(plan, *point) for plan, point in zip(plans, points, strict=True)]
-    )
+    table = Table(args.out, (), [])
+    report(table, [(plan, *point) for plan, point in zip(plans, points, strict=True)])
+    judge_times(table, args.profile)
+
+
+def judge_times(table: Table, profile: str | None) -> None:
+    """Errors of this version's step times, by the profile alone, of the rows that were measured."""
+    machine = here() if profile is None else load_hardware(profile)
+    errors = []
+    for row in table.rows.values():
+        if row["status"] == "ok" and row["step_s"]:
+            case = case_of(row | {"allocator": "expandable", "half": "held-out"})
+            errors.append((plan_of(case, machine).time.step_s or 0.0) / float(row["step_s"]) - 1)
+    worst, mean = max(errors, key=abs), fmean(map(abs, errors))
+    print(f"step_s of {len(errors)} rows: mean {mean:.2%}, worst {worst:+.2%}")
 
 
 def _words(plan: Plan, model: Any) -> str:
