@@ -12,6 +12,7 @@ from sftplan.cost import dispatch
 from sftplan.cost.clocks import Segment
 from sftplan.cost.kernels import COMPUTE_KINDS, fraction, kernel_s
 from sftplan.step.leaves import ACCUMULATE
+from sftplan.step.tensor import DType
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from sftplan.step.work import Work
 
     Kernels = tuple[tuple[Work, int], ...]  # each with how often it is launched
-
-
-LOW_BYTES = 2  # of the types that tensor cores multiply; torch's default leaves fp32 to others
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +134,7 @@ def _tensor_flops(stretches: Iterable[_Stretch]) -> int:
         stretch.times * count * work.flops
         for stretch in stretches
         for work, count in stretch.kernels
-        if work.kind in COMPUTE_KINDS and work.dtype.size == LOW_BYTES
+        if work.kind in COMPUTE_KINDS and work.dtype is not DType.FP32  # torch's default: no TF32
     )
 
 

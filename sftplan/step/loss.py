@@ -154,19 +154,18 @@ def _chunk(
     scores = logits
     if dtype is not DType.FP32:
         scores = tape.empty((rows, columns), DType.FP32)
-    read = logits if compiled else scores
-    if read is not logits:
-        tape.pointwise("cast", [logits, scores])
     if compiled:
-        tape.pointwise("chunk_softmax", [read])
+        tape.pointwise("chunk_softmax", [logits])
     else:
+        if scores is not logits:
+            tape.pointwise("cast", [logits, scores])
         for kind, moved in (("amax", 1), ("by_row", 2), ("exp", 2), ("total", 1), ("by_row", 2)):
-            tape.pointwise(kind, [read] * moved)
+            tape.pointwise(kind, [scores] * moved)
     gradient = scores
     if dtype is not DType.FP32:
         gradient = tape.empty((rows, columns), dtype)
         tape.pointwise("cast", [scores, gradient])
-    del scores, logits, read
+    del scores, logits
     matmul(tape, "linear", rows, size, columns, gradient)
     if weight_gradient.dtype is dtype:
         matmul(tape, "linear", columns, size, rows, weight_gradient)

@@ -117,7 +117,7 @@ def _measured(run: DryRun) -> dict[str, Any]:
     recording = run.request.timeline and run.device.type == "cuda"
     recorder = Recorder(stepper, on=recording, snapshot=run.request.snapshot)
     with without_pad_token(stepper.model):
-        made_up = run.request.data is None  # then all epochs have the rows of the first
+        made_up = run.request.data is None  # later epochs shuffle the same few rows
         worst = worst_micro_batch(replace(found, epochs=1.0) if made_up else found)
         passes = min(run.plan.strategy.accumulation, WORST_PASSES)
         inputs = [to_device(worst, layout, run.device)] * passes

@@ -17,10 +17,9 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
-from verify_cases import Case, capped, here, lengths_of, plan_of
+from verify_cases import Case, capped, lengths_of, machine_of, plan_of
 from verify_h200 import MEASURED, PLANNERS, Table, case_of, row_of, run_jobs
 
-from sftplan.facts.profiles import load_hardware
 from sftplan.facts.resolve import resolve_model
 from sftplan.facts.workload import Workload
 from sftplan.plan.build import plan_from_choice
@@ -157,7 +156,7 @@ def judge_caps(args: Any) -> None:
 
 def judge_times(table: Table, profile: str | None) -> None:
     """Errors of this version's step times, by the profile alone, of the rows that were measured."""
-    machine = here() if profile is None else load_hardware(profile)
+    machine = machine_of(profile)
     errors = []
     for row in table.rows.values():
         if row["status"] == "ok" and row["step_s"]:

@@ -179,8 +179,13 @@ def plan_of(case: Case, hardware: Hardware | None = None) -> Plan:
     )  # fmt: skip
 
 
+def machine_of(profile: str | None) -> Hardware:
+    """The GPU of a profile, or the one here."""
+    return here() if profile is None else load_hardware(profile)
+
+
 def capped(gib: float, profile: str | None = None) -> Hardware:
     """The GPU here, or of a profile, with so much memory: as a smaller card's driver would show it, all usable."""
-    full = here() if profile is None else load_hardware(profile)
+    full = machine_of(profile)
     gpu = replace(full.gpu, memory_bytes=int(gib * GIB), unusable_bytes=0)
     return replace(full, gpu=gpu, rates=replace(full.rates, device_bytes=0))

@@ -11,10 +11,8 @@ from typing import Any
 from verify_cases import h200, plan_of
 
 from sftplan.facts.calibration import FITTED, Calibration, read_calibration, with_rates
-from sftplan.facts.captured import is_captured
 from sftplan.facts.hardware import Hardware
-from sftplan.facts.resolve import resolve_model
-from sftplan.plan.timeline import strategy_of
+from sftplan.plan.timeline import passes_captured, strategy_of
 from sftplan.verify.calibrate import observation_of, with_observations
 from sftplan.verify.fit import beside_host
 
@@ -74,9 +72,7 @@ def _again(row: dict[str, str], machine: Hardware) -> dict[str, Any]:
 
     plan = plan_of(case_of(row), machine)
     gpu = plan.memory.gpu
-    captured = is_captured(
-        strategy_of(plan.strategy), resolve_model(row["model"]), int(row["seq_len"])
-    )
+    captured = passes_captured(plan, strategy_of(plan.strategy))
     return row | {
         "captured": captured, "allocated_predicted": gpu.peak_allocated_bytes, "reserved_predicted": gpu.peak_reserved_bytes,
         "used_predicted": gpu.used_bytes, "step_s_predicted": plan.time.step_s,

@@ -52,7 +52,6 @@ GIVEN = {
 FUSED_KERNELS = {1: 8, 2: 20}
 FUSED_MOVED = {1: 1.3, 2: 2.6}
 FORMED_AGAIN_KERNELS = 3  # both norms and the activation, which selective checkpointing forms again
-LOW_BYTES, FULL_BYTES = 2, 4
 LUMP = "biases and norms"  # gradients that compiled_block gives as one buffer
 
 
@@ -217,7 +216,7 @@ def _work(tape: Tape, context: Context, w: Shapes, x: Tensor, graph: Graph, prod
     )  # fmt: skip
     tape.work(kind, dtype, flops * products, moved, *work)
     for buffer in graph.cast_weights():
-        tape.work("fused", dtype, 0, buffer.numel * (LOW_BYTES + FULL_BYTES))
+        tape.work("fused", dtype, 0, buffer.nbytes + buffer.numel * DType.FP32.size)
     moved = int(FUSED_MOVED[products] * graph.row_bytes()) // FUSED_KERNELS[products]
     for _ in range(FUSED_KERNELS[products]):
         tape.work("fused", dtype, 0, moved)
@@ -277,9 +276,9 @@ def _head_work(tape: Tape, graph: Graph, x: Tensor, weight: Tensor, products: in
     logits_bytes = x.shape[0] * columns * low.dtype.size
     if products == 1:
         tape.work("online_softmax", low.dtype, 0, logits_bytes)
-        tape.work("fused", low.dtype, 0, 2 * (graph.written_bytes - logits_bytes))
+        tape.work("fused", low.dtype, 0, 2 * (graph.written_bytes() - logits_bytes))
     else:
         padded = columns != weight.shape[0]
         kind = "padded_cross_entropy_backward" if padded else "cross_entropy_backward"
         tape.work(kind, low.dtype, 0, 2 * logits_bytes)
-        tape.work("fused", low.dtype, 0, 2 * graph.written_bytes)
+        tape.work("fused", low.dtype, 0, 2 * graph.written_bytes())

@@ -28,6 +28,13 @@ class Buffer:
         """Its bytes."""
         return self.numel * self.dtype.size
 
+    @property
+    def is_weight(self) -> bool:
+        """Whether it is a cast weight or a weight's gradient; others have a row for each token."""
+        return self.name.startswith("cast ") or (
+            self.name.endswith((".grad", " low")) and not self.name.startswith("d ")
+        )
+
 
 @dataclass(slots=True)
 class Graph:
@@ -35,13 +42,11 @@ class Graph:
 
     events: list[tuple[bool, Buffer]] = field(default_factory=list)
     held: dict[str, Buffer] = field(default_factory=dict)
-    written_bytes: int = 0  # of all that are born
 
     def new(self, name: str, *shape: int, dtype: DType) -> None:
         """Allocate a buffer."""
         self.held[name] = Buffer(name, shape, dtype)
         self.events.append((True, self.held[name]))
-        self.written_bytes += self.held[name].nbytes
 
     def free(self, *names: str) -> None:
         """Free buffers; those that this block does not have are passed over."""
@@ -58,19 +63,16 @@ class Graph:
         return [
             buffer
             for born, buffer in self.events
-            if (born and buffer.name.startswith("cast "))
-            or (not born and buffer.name.endswith(" low") and not buffer.name.startswith("d "))
+            if buffer.is_weight and born is buffer.name.startswith("cast ")
         ]
 
+    def written_bytes(self) -> int:
+        """Of all that are born."""
+        return sum(buffer.nbytes for born, buffer in self.events if born)
+
     def row_bytes(self) -> int:
-        """Of the buffers with a row for each token, all that are born."""
-        weights = ("cast ", ".grad", " low")
-        return sum(
-            buffer.nbytes
-            for born, buffer in self.events
-            if born
-            and (buffer.name.startswith("d ") or not any(part in buffer.name for part in weights))
-        )
+        """Of those with a row for each token."""
+        return sum(b.nbytes for born, b in self.events if born and not b.is_weight)
 
     def peak_bytes(self) -> int:
         """The most bytes that live at once, against those that lived before."""

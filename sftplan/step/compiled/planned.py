@@ -75,4 +75,4 @@ class PlannedGraph(Graph):
             (born, place.get(x, x)) for at, (born, x) in enumerate(self.events) if at not in taken
         ]
         held = {name: place.get(x, x) for name, x in self.held.items()}
-        return Graph(events, held, self.written_bytes)
+        return Graph(events, held)
