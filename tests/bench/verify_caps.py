@@ -6,11 +6,14 @@ next best by prediction of every branch of the search's grid (precision, checkpo
 micro-batch) that is not predicted to need more than the cap by a tenth is run once without a cap; best under
 a cap is the fastest of a model that was measured to need no more. `--gib 80,32` and `--models gpt2` take some:
 whether plans run does not change where several are tried at once on one GPU, their speed does. With `--judge`
-nothing runs: the choices of this version for the GPU of `--profile` among the rows of OUT.csv.
+nothing runs: the choices of this version for the GPU of `--profile` among the rows of OUT.csv, which may be a
+published file of those that were kept to their caps.
 """
 
 from __future__ import annotations
 
+import csv
+import math
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -148,10 +151,30 @@ def points_of(args: Any) -> list[tuple[int, str, int]]:
 def judge_caps(args: Any) -> None:
     """This version's choices among rows that were measured."""
     points = points_of(args)
-    plans = [chosen_plan(point, args.profile) for point in points]
+    plans = [(chosen_plan(point, args.profile), *point) for point in points]
+    with args.out.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    if "name" not in rows[0]:  # a published file of plans that were kept to their caps
+        report_ran(rows, plans)
+        return
     table = Table(args.out, (), [])
-    report(table, [(plan, *point) for plan, point in zip(plans, points, strict=True)])
+    report(table, plans)
     judge_times(table, args.profile)
+
+
+def report_ran(rows: list[dict[str, str]], plans: list[Any]) -> None:
+    """Which choices ran under their cap or a smaller one."""
+    smallest: dict[str, float] = {}
+    for row in rows:
+        if row["status"] == "ok":
+            words = " ".join(row[name] for name in ("model", "seq_len", *KNOBS))
+            smallest[words] = min(float(row["cap_gib"]), smallest.get(words, math.inf))
+    missing = [
+        f"{gib:>3} GiB not among them: {words}"
+        for plan, gib, *model in plans
+        if smallest.get(words := _words(plan, model), math.inf) > gib
+    ]
+    print(*missing, f"{len(plans) - len(missing)} of {len(plans)} choices ran", sep="\n")
 
 
 def judge_times(table: Table, profile: str | None) -> None:
