@@ -12,7 +12,7 @@ from sftplan.cost.memory import exact_peaks
 from sftplan.cost.rows import examples_per_step, tokens_per_step
 from sftplan.cost.tapes import Tapes, ranks
 from sftplan.cost.time import time_of
-from sftplan.facts.captured import is_captured
+from sftplan.facts.captured import is_captured, waits_for_mask
 from sftplan.facts.strategy import Allocator, Offload
 from sftplan.step.batch import full_batch
 from sftplan.step.chip import BEFORE_HOPPER, HOPPER, Chip
@@ -161,8 +161,9 @@ class Evaluator:
             alike = replace(strategy, zero=0, offload=Offload.NONE)
             passes = self.tapes.passes(alike, HOPPER, self.num_gpus)
             self._times[key] = time_of(
-                passes, strategy, self.model, hardware, captured=self._captured(strategy)
-            )
+                passes, strategy, self.model, hardware, captured=self._captured(strategy),
+                waits_for_mask=waits_for_mask(strategy, self.model, self.workload.seq_len),
+            )  # fmt: skip
         return self._times[key]
 
     def _captured(self, strategy: Strategy) -> bool:

@@ -78,6 +78,7 @@ class Passes:
             host = dispatch.forward_s(hosts) + (0.0 if layer else dispatch.MODEL_FORWARD_S)
         else:
             host = dispatch.backward_s(hosts, num_kernels)
+            host += 0.0 if layer else dispatch.MODEL_BACKWARD_S
         compiled = dispatch.compiled_s(hosts)
         return _Stretch(
             phase=phase,

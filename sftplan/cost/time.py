@@ -44,6 +44,7 @@ def time_of(
     hardware: Hardware,
     *,
     captured: bool = False,
+    waits_for_mask: bool = False,
 ) -> StepTime:
     """Seconds of one step of these passes.
 
@@ -51,13 +52,14 @@ def time_of(
     are bound by arithmetic and by memory; what the passes take beyond them, waiting for the host;
     from the last gradient to the end; and of transfers only what nothing hides. Products and attention run at the
     clock that the power limit allows. The tape is one rank's without sharding; `strategy.zero` and
-    `.offload` move the optimizer and add transfers. `captured` passes are CUDA graphs.
+    `.offload` move the optimizer and add transfers. `captured` passes are CUDA graphs; the host
+    `waits_for_mask` before each pass.
     """
     device = _device(strategy, hardware)
     drops = attention_dropout(strategy, model) > 0
     priced = passes.priced(device, drops=drops, captured=captured)
     priced = priced + [priced[-1]] * (strategy.accumulation - len(priced))
-    job = _Job(passes, strategy, model, hardware, device, priced, captured)
+    job = _Job(passes, strategy, model, hardware, device, priced, captured, waits_for_mask)
     highest = job.time(clock=1.0)
     flops = passes.tensor_flops(strategy.accumulation)
     assert highest.compute_s is not None
@@ -77,6 +79,7 @@ class _Job:
     device: Device
     priced: list[Pass]
     captured: bool
+    waits_for_mask: bool
 
     def time(self, *, clock: float) -> StepTime:
         """Seconds at that share of the highest clock."""
@@ -84,8 +87,8 @@ class _Job:
         clocks = Clocks(clock=clock)
         walls = {"forward": 0.0, "backward": 0.0}
         for one in self.priced:
-            if strategy.attention is not Attention.VARLEN and not self.captured:
-                clocks.meet()  # transformers reads position ids back to see whether rows are packed
+            if self.waits_for_mask:
+                clocks.meet()
             for segment in deepspeed.hooked(one.segments, strategy, device.dispatch_scale):
                 walls[segment.phase] += clocks.run(segment)
         passed = clocks.gpu_s

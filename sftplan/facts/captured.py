@@ -29,8 +29,19 @@ def is_captured(strategy: Strategy, model: ModelShape, seq_len: int) -> bool:
     """
     alone = strategy.zero == 0 and strategy.offload is Offload.NONE
     plain = strategy.loss is Loss.FULL and not strategy.compile
-    causal = strategy.attention is Attention.SDPA and not needs_mask(strategy, model, seq_len)
-    return alone and (strategy.attention is Attention.VARLEN or (causal and not plain))
+    causal = is_causal(strategy, model, seq_len) and not plain
+    return alone and (strategy.attention is Attention.VARLEN or causal)
+
+
+def is_causal(strategy: Strategy, model: ModelShape, seq_len: int) -> bool:
+    """Whether attention is SDPA that needs no mask beyond being causal: none is asked of transformers."""
+    return strategy.attention is Attention.SDPA and not needs_mask(strategy, model, seq_len)
+
+
+def waits_for_mask(strategy: Strategy, model: ModelShape, seq_len: int) -> bool:
+    """Whether transformers is asked for a mask: it reads position ids back first, to see what rows hold."""
+    varlen = strategy.attention is Attention.VARLEN
+    return not (varlen or is_causal(strategy, model, seq_len))
 
 
 def attention_dropout(strategy: Strategy, model: ModelShape) -> float:

@@ -2,7 +2,7 @@
 
 transformers gives a name that its mask interface does not know no mask at all: documents are told
 apart by their boundaries alone, `cu_seq_lens_q`, which its models pass down to every layer. So is SDPA
-where a step is captured, whose rows are not packed.
+where rows hold one document each.
 """
 
 from __future__ import annotations
@@ -44,11 +44,13 @@ def choose_kernel(
     device: torch.device,
     low: torch.dtype,
     config: Any,
+    causal: bool = False,
     captured: bool = False,
 ) -> Kernel:
     """What runs for `wanted` here: varlen needs CUDA, 16-bit products and a head that fits.
 
-    `captured` steps are replayed as CUDA graphs, where there is CUDA: SDPA is then merely causal.
+    `causal`: to be that is all that SDPA needs. `captured` steps are replayed as CUDA graphs, where there
+    is CUDA.
     """
     captured = captured and device.type == "cuda"
     if (
@@ -57,9 +59,9 @@ def choose_kernel(
     ):
         note = f"{wanted} attention cannot cap scores as this model does: eager attention instead"
         return Kernel(name="eager", flat=False, note=note)
-    if wanted is Attention.SDPA and captured:
+    if wanted is Attention.SDPA and causal:
         register_causal()
-        return Kernel(name=CAUSAL, flat=False, captured=True)
+        return Kernel(name=CAUSAL, flat=False, captured=captured)
     if wanted is not Attention.VARLEN:
         return Kernel(name=wanted.value, flat=False)
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -10,7 +10,7 @@ import torch
 from torch import distributed
 
 from sftplan.errors import DriftError, TrainingFailedError, UsageError
-from sftplan.facts.captured import is_captured
+from sftplan.facts.captured import is_captured, is_causal
 from sftplan.facts.strategy import Precision
 from sftplan.plan.timeline import strategy_of
 from sftplan.train import checkpoint, loop, saving
@@ -113,10 +113,10 @@ def build_stepper(
 
 def kernel_of(plan: Plan, shape: ModelShape, config: Any, device: torch.device) -> Kernel:
     """The attention that a plan's steps run with on `device`."""
-    strategy = strategy_of(plan.strategy)
+    strategy, seq_len = strategy_of(plan.strategy), plan.inputs.workload.seq_len
     return choose_kernel(
         strategy.attention, device=device, low=product_dtype(strategy.precision), config=config,
-        captured=is_captured(strategy, shape, plan.inputs.workload.seq_len),
+        causal=is_causal(strategy, shape, seq_len), captured=is_captured(strategy, shape, seq_len),
     )  # fmt: skip
 
 

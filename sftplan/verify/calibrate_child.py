@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 SETTINGS = "calibrate.json"
+HOST_S = 3.0  # its pace changes within seconds
 
 
 def measure(*, cpu: bool) -> dict[str, Any]:
@@ -28,6 +29,7 @@ def measure(*, cpu: bool) -> dict[str, Any]:
     import torch
 
     from sftplan.verify import rates
+    from sftplan.verify.host_rate import HostProbe
 
     if not cpu and not torch.cuda.is_available():
         message = "PyTorch sees no GPU"
@@ -42,7 +44,7 @@ def measure(*, cpu: bool) -> dict[str, Any]:
         "large": {t: rates.large_rate(found, t) for t in {p.dtype for p in found}},
         "hbm_bytes_per_s": rates.streaming_bytes_per_s(device),
         "link_bytes_per_s": rates.link_bytes_per_s(device),
-        "dispatch_scale": rates.dispatch_scale(device),
+        "dispatch_scale": HostProbe(device).mean_scale(0.0 if cpu else HOST_S),
         "host_bytes_per_s": rates.host_bytes_per_s(small=cpu),
         "cpu_adam_bytes_per_s": rates.cpu_adam_bytes_per_s(small=cpu),
         "gpu": None if cpu else torch.cuda.get_device_name(device),

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from sftplan.cost.time import time_of
 from sftplan.errors import SftplanError
 from sftplan.facts.calibration import FITTED, with_rates
-from sftplan.facts.captured import is_captured
+from sftplan.facts.captured import is_captured, waits_for_mask
 from sftplan.facts.hardware import Source
 from sftplan.facts.resolve import resolve_model
 from sftplan.facts.strategy import (
@@ -116,9 +116,12 @@ def predictor(observation: Observation) -> Callable[[Hardware], float] | None:
     workload = workload_of(observation.workload)
     passes = make_tapes(model, workload).passes(strategy, HOPPER, 1)
     captured = is_captured(strategy, model, workload.seq_len)
+    waits = waits_for_mask(strategy, model, workload.seq_len)
 
     def predict(hardware: Hardware) -> float:
-        seconds = time_of(passes, strategy, model, hardware, captured=captured).step_s
+        seconds = time_of(
+            passes, strategy, model, hardware, captured=captured, waits_for_mask=waits
+        ).step_s
         assert seconds is not None
         return seconds
 

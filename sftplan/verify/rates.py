@@ -1,4 +1,4 @@
-"""What this GPU and its host reach: products, streaming, copies, dispatch, AdamW on the host.
+"""What this GPU and its host reach: products, streaming, copies, AdamW on the host.
 
 Each figure is defined as the rate of the profiles that it replaces. On a processor the same kernels
 run in small, which tests the code and measures nothing of use.
@@ -14,13 +14,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - as everybody calls it
 
 from sftplan.cost.comm import CPU_ADAM_BYTES_PER_PARAMETER
-from sftplan.cost.dispatch import FORWARD_US
 from sftplan.facts.calibration import Product
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-Tensor = torch.Tensor
 # (m, n, k) of the layers of models of 0.1 to 8 billion parameters: few rows, then many.
 PRODUCT_SIZES = (
     (1024, 2304, 768), (4096, 3840, 1280), (8192, 5120, 1280), (16384, 1280, 5120), (8192, 4096, 4096),
@@ -30,7 +28,6 @@ LARGE_FLOPS = 5e11  # what counts as a large product: start and end of its waves
 STREAM_BYTES = 2**30
 COPY_BYTES = 2**28
 ADAM_PARAMETERS = 2**26
-CHAIN = 200  # operations of one kind in a row
 REPEATS = 10
 SMALL = 64  # of everything on a processor: a test of the code
 
@@ -119,47 +116,6 @@ def cpu_adam_bytes_per_s(*, small: bool) -> float:
     optimizer = torch.optim.AdamW([weight], lr=1e-5, fused=True)
     seconds = timed_s(optimizer.step, torch.device("cpu"), repeats=3)
     return CPU_ADAM_BYTES_PER_PARAMETER * count / seconds
-
-
-def host_scales(device: torch.device) -> list[float]:
-    """How slow the host is just now; nothing on a processor, where it is the device."""
-    return [dispatch_scale(device)] if device.type == "cuda" else []
-
-
-def dispatch_scale(device: torch.device) -> float:
-    """Host time of operations in a chain that records a graph, over that of the reference host.
-
-    Median over operations of measured / FORWARD_US: tensors are so small that nothing waits for
-    the device.
-    """
-    x = torch.randn(1, 8, 64, device=device, requires_grad=True)
-    gain = torch.ones(64, device=device, requires_grad=True)
-    weight = torch.randn(64, 64, device=device).mul(0.1).requires_grad_()
-    links: dict[str, Callable[[Tensor], Tensor]] = {
-        "add": lambda h: h + 1.0,
-        "mul": lambda h: h * gain,
-        "linear": lambda h: F.linear(h, weight),
-        "layer_norm": lambda h: F.layer_norm(h, (64,), gain, gain),
-        "gelu": lambda h: F.gelu(h, approximate="tanh"),
-        "silu": F.silu,
-        "dropout": lambda h: F.dropout(h, 0.1),
-    }
-    ratios = [_host_s(link, x, device) / (FORWARD_US[name] * 1e-6) for name, link in links.items()]
-    return statistics.median(ratios)
-
-
-def _host_s(link: Callable[[Tensor], Tensor], x: Tensor, device: torch.device) -> float:
-    """Median seconds of the host for one link of a chain."""
-    readings = []
-    for _ in range(REPEATS):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        start = time.perf_counter()
-        h = x
-        for _ in range(CHAIN):
-            h = link(h)
-        readings.append((time.perf_counter() - start) / CHAIN)
-    return statistics.median(readings)
 
 
 def load_kernels(device: torch.device) -> None:

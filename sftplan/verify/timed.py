@@ -1,7 +1,7 @@
 """Times of the steps that training would take, in rounds with a look at the host between them.
 
 A step that waits for its host is as uneven as the host, which others use too: over seconds, so that one round
-may meet it fast or slow. Rounds go on until their mean is known.
+may meet it fast or slow. Short rounds then go on, a reading of the host after each, until both means are known.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from sftplan.train.inputs import prefetched
 from sftplan.train.step import Reading
+from sftplan.verify.host_rate import HostProbe
 from sftplan.verify.phases import Clock, phase_seconds
-from sftplan.verify.rates import host_scales
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 EVEN = 0.02  # spread of a round's steps over their mean where they wait for nobody
 KNOWN = 0.02  # standard error of the mean over rounds
 LEAST_ROUNDS = 6
+SHORT_STEPS = 4  # of a round after the first: steps and readings of the host are to meet it alike
 MOST_STEPS = 2000  # of all rounds
 
 
@@ -49,19 +50,22 @@ def typical_steps(
     source = prefetched(batches, layout, device, start=(0, 0), rank=rank)
     begun = time.perf_counter()
     rounds: list[_Round] = []
-    hosts = host_scales(device)
+    probe = HostProbe(device) if device.type == "cuda" else None  # else the host is the device
+    hosts = [probe.scale()] if probe else []
     gc.collect()
     while True:
-        lead = 1 if rounds else timing.unsteady
-        found = _round(source, stepper, lead + timing.steps, step)
+        lead, count = timing.unsteady, timing.steps
+        if rounds:
+            lead, count = 1, min(SHORT_STEPS, timing.steps)
+        found = _round(source, stepper, lead + count, step)
         found.clock.drop(lead - 1)  # the end of the last one is where the first interval begins
         del found.tokens[:lead]
         rounds.append(found)
-        hosts += host_scales(device)
+        hosts += [probe.scale()] if probe else []
         seconds = [each.clock.step_seconds() for each in rounds]
-        taken = sum(len(each.clock.steps) for each in rounds) + lead + timing.steps
+        taken = sum(len(each.clock.steps) for each in rounds) + lead + count
         over = time.perf_counter() - begun >= timing.most_s or taken >= MOST_STEPS
-        if over or is_known(seconds):
+        if over or (is_known(seconds) and (is_even(seconds[0]) or is_mean_known(hosts))):
             break
     clocks = [each.clock for each in rounds]
     return {
@@ -82,12 +86,22 @@ def is_known(rounds: Sequence[Sequence[float]]) -> bool:
     >>> is_known([[0.10, 0.14], [0.12, 0.12], [0.13, 0.11]] * 2), is_known([[0.10, 0.14], [0.15, 0.16]] * 3)
     (True, False)
     """
-    first = rounds[0]
     if len(rounds) == 1:
-        return len(first) < 2 or statistics.stdev(first) <= EVEN * statistics.fmean(first)
-    means = [statistics.median(each) for each in rounds]
-    error = statistics.stdev(means) / math.sqrt(len(means))
-    return len(rounds) >= LEAST_ROUNDS and error <= KNOWN * statistics.fmean(means)
+        return is_even(rounds[0])
+    return len(rounds) >= LEAST_ROUNDS and is_mean_known([statistics.median(r) for r in rounds])
+
+
+def is_even(seconds: Sequence[float]) -> bool:
+    """Whether these steps wait for nobody."""
+    return len(seconds) < 2 or statistics.stdev(seconds) <= EVEN * statistics.fmean(seconds)
+
+
+def is_mean_known(values: Sequence[float]) -> bool:
+    """Whether the standard error of their mean is small; that of none is."""
+    if len(values) < 2:
+        return True
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    return error <= KNOWN * statistics.fmean(values)
 
 
 @dataclass(slots=True)

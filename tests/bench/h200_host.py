@@ -1,104 +1,250 @@
-"""Host seconds per layer in a running step: models so narrow that the GPU never holds the host up.
+"""Host seconds per layer of our own step: models so narrow that the GPU never holds the host up.
 
-`python h200_host.py OUT.csv` times the plain loop's phases at 4 and at 16 layers; the slope is one layer, the rest the model's ends.
+    python tests/bench/h200_host.py OUT.csv --seconds 150   measure
+    python tests/bench/h200_host.py OUT.csv --judge         no GPU: against cost/dispatch.py
+
+Every case is there at FEW and at MANY layers; the slope is one layer, the rest the model's ends. All of them take
+their turn in every round, with readings of the host between them, for its pace changes within seconds: figures are
+divided by its mean, so that they are those of the reference host.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
 import statistics
-import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h200_loop
-import torch
-import transformers
-from h200_loop import DEVICE, SHAPES, Case, Step, clean
+from sftplan.cost import dispatch
+from sftplan.facts.catalogue import builtin
+from sftplan.facts.strategy import Checkpointing, Loss, Precision, Strategy
 
-FAMILIES = (
-    "gpt2",
-    "tinyllama-1.1b",
-    "qwen3-0.6b",
-    "pythia-410m",
-    "opt-125m",
-    "phi-2",
-    "gemma-3-1b",
-)
-SMALL = {"n_embd": 256, "n_head": 4, "hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4, "num_key_value_heads": 2,
-         "ffn_dim": 1024, "word_embed_proj_dim": 256, "head_dim": 64, "vocab_size": 2048}  # fmt: skip
-FEW, MANY = 4, 16
-WARM, STEPS = 4, 12
+FAMILIES = ("gpt2", "opt-1.3b", "pythia-410m", "qwen2.5-0.5b", "qwen3-0.6b", "tinyllama-1.1b")
+NARROW = {
+    "n_embd": 256, "n_head": 4, "hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4,
+    "ffn_dim": 1024, "word_embed_proj_dim": 256, "head_dim": 64, "vocab_size": 2048,
+}  # fmt: skip
+GROUPED = {"num_key_value_heads": 2}  # where a model shares keys among heads
+ROWS, LENGTH = 2, 64
+FEW, MANY = 4, 12
+STEPS = 3  # of a case in a round, the first of which does not count
+COLUMNS = ("model", "precision", "checkpointing", "forward_s", "backward_s", "forward_ends_s", "backward_ends_s",
+           "optimizer_tensor_s")  # fmt: skip
 
 
-def build(case: Case) -> Any:
-    """The narrow model of a case's family."""
-    cls, kwargs = SHAPES[case.model]
-    kwargs = dict(kwargs) | {k: v for k, v in SMALL.items() if k in kwargs}
-    kwargs["n_layer" if "n_layer" in kwargs else "num_hidden_layers"] = case.layers
-    config = getattr(transformers, cls)(**kwargs)
-    config.use_cache = False
-    dtype = torch.bfloat16 if case.prec == "bf16" else torch.float32
-    with torch.device(DEVICE):
-        model = transformers.AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation=case.attn
+@dataclass(frozen=True)
+class Case:
+    """A training step but for its size."""
+
+    model: str
+    precision: str
+    checkpointing: str
+
+    @property
+    def strategy(self) -> Strategy:
+        """As a plan has it."""
+        return Strategy(
+            micro_batch=ROWS, precision=Precision(self.precision), loss=Loss.FULL,
+            checkpointing=Checkpointing(self.checkpointing),
+        )  # fmt: skip
+
+
+def cases() -> list[Case]:
+    """Families in two precisions, checkpointed or not, and some in others."""
+    found = [
+        Case(family, precision, checkpointing)
+        for family in FAMILIES
+        for precision in ("bf16-true", "bf16-mixed")
+        for checkpointing in ("none", "full")
+    ]
+    return found + [
+        Case(family, *others)
+        for family in ("gpt2", "tinyllama-1.1b")
+        for others in (("fp32", "none"), ("bf16-mixed", "selective"))
+    ]
+
+
+class Running:
+    """A case's step at some depth, ready to be timed."""
+
+    def __init__(self, case: Case, layers: int) -> None:
+        import torch
+
+        from sftplan.plan.build import strategy_record
+        from sftplan.train.attention import choose_kernel
+        from sftplan.train.inputs import Inputs
+        from sftplan.train.model import config_of, product_dtype
+        from sftplan.train.session import build_stepper
+        from sftplan.train.settings import Settings
+
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        strategy, config = case.strategy, config_of(builtin(case.model))
+        narrow = dict(NARROW)
+        if config.to_dict().get("num_key_value_heads", 0) < config.num_attention_heads:
+            narrow |= GROUPED
+        elif "num_key_value_heads" in config.to_dict():
+            narrow["num_key_value_heads"] = narrow["num_attention_heads"]
+        for name, value in narrow.items():
+            if name in config.to_dict():
+                setattr(config, name, value)
+        config.num_hidden_layers = layers
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[:1] * layers
+        kernel = choose_kernel(
+            strategy.attention, device=self.device, low=product_dtype(strategy.precision), config=config,
+            causal=True,
+        )  # fmt: skip
+        self.stepper = build_stepper(
+            strategy_record(strategy, ()), config, kernel, Settings(random_weights=True), device=self.device,
+            deepspeed={},
+        )  # fmt: skip
+        tokens = ROWS * LENGTH
+        self.inputs = Inputs(
+            input_ids=torch.randint(NARROW["vocab_size"], (ROWS, LENGTH), device=self.device),
+            position_ids=None, cu_seqlens=None, longest=LENGTH,
+            keep=torch.arange(tokens - 1, device=self.device),
+            targets=torch.randint(NARROW["vocab_size"], (tokens - 1,), device=self.device),
+        )  # fmt: skip
+        self.factor = torch.full((), 1.0 / tokens, device=self.device)
+        self.tensors = len(self.stepper.update.parameters)
+        self.wait = torch.cuda.synchronize if self.device.type == "cuda" else (lambda: None)
+
+    def phases(self) -> dict[str, float]:
+        """Mean seconds of each phase on the host."""
+        from sftplan.train.step import scaled_loss
+
+        seen: dict[str, list[float]] = {}
+
+        def timed(name: str, run: Any) -> Any:
+            self.wait()
+            start = time.perf_counter()
+            result = run()
+            seen.setdefault(name, []).append(time.perf_counter() - start)
+            return result
+
+        for _ in range(STEPS):
+            loss = timed("forward", lambda: scaled_loss(self.stepper, self.inputs, self.factor))
+            update = self.stepper.update
+            timed("backward", lambda loss=loss: update.backward(loss, scale=1.0, last=True))
+            advance: Any = lambda loss=loss: update.advance(  # noqa: E731
+                loss.detach(), scale=1.0, learning_rate=1e-5, max_grad_norm=1.0
+            )
+            timed("optimizer", advance)
+        return {name: statistics.median(values[1:]) for name, values in seen.items()}
+
+
+def measure(path: Path, seconds: float) -> None:
+    """Rounds until the time is over, then the table."""
+    import torch
+
+    from sftplan.verify.host_rate import HostProbe
+
+    begun = time.monotonic()
+    running = {(c, n): Running(c, n) for c in cases() for n in (FEW, MANY)}
+    some = next(iter(running.values()))
+    probe = HostProbe(some.device)
+    print(f"built in {time.monotonic() - begun:.0f} s", flush=True)
+    found: dict[Any, list[dict[str, float]]] = {key: [] for key in running}
+    operations, blocks = [], []
+    for one in running.values():
+        one.phases()  # warm
+    rounds = 0
+    while time.monotonic() < begun + seconds:
+        for key, one in running.items():
+            operations.append(probe.operations())
+            blocks.append(probe.block_s())
+            found[key].append(one.phases())
+        rounds += 1
+    scale = statistics.fmean(operations)
+    forward, backward = (statistics.fmean(b[i] for b in blocks) / scale for i in (0, 1))
+    print(
+        f"{rounds} rounds; operations {scale:.3f}; a block of the probe: {forward * 1e3:.4f} ms forward, {backward * 1e3:.4f} backward"
+    )
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        for case in cases():
+            writer.writerow(_row(case, running, found, scale))
+    print(torch.__version__, torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu")
+
+
+def _row(case: Case, running: Any, found: Any, scale: float) -> dict[str, Any]:
+    few, many = (
+        {name: statistics.fmean(r[name] for r in found[case, n]) / scale for name in found[case, n][0]}
+        for n in (FEW, MANY)
+    )  # fmt: skip
+    row: dict[str, Any] = {
+        "model": case.model,
+        "precision": case.precision,
+        "checkpointing": case.checkpointing,
+    }
+    for phase in ("forward", "backward"):
+        row[f"{phase}_s"] = slope = (many[phase] - few[phase]) / (MANY - FEW)
+        row[f"{phase}_ends_s"] = few[phase] - FEW * slope
+    tensors = running[case, MANY].tensors - running[case, FEW].tensors
+    row["optimizer_tensor_s"] = (many["optimizer"] - few["optimizer"]) / tensors
+    return row
+
+
+def counts(case: Case) -> dict[str, tuple[Counter[str], int]]:
+    """Of one layer, forward and backward: what the host issues, and kernels."""
+    from sftplan.step.batch import Batch
+    from sftplan.step.repeat import MIDDLE
+    from sftplan.step.simulate import few_layers, steady
+
+    model = builtin(case.model)
+    batch = Batch(rows=ROWS, length=512, num_targets=0)
+    tape = steady(few_layers(model, 512) or model, case.strategy, batch)
+    found = {}
+    for number, (label, works) in enumerate(tape.works):
+        phase, _, layer = label.partition(" ")
+        if layer.isdigit() and int(layer) == MIDDLE:
+            found[phase] = (tape.hosts[number], sum(works.values()))
+    return found
+
+
+def judge(path: Path) -> None:
+    """Each case against the formulas."""
+    errors: dict[str, list[float]] = {"forward": [], "backward": []}
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            case = Case(row["model"], row["precision"], row["checkpointing"])
+            found = counts(case)
+            predicted = {
+                "forward": dispatch.forward_s(found["forward"][0]), "backward": dispatch.backward_s(*found["backward"]),
+            }  # fmt: skip
+            words = []
+            for phase, seconds in predicted.items():
+                measured = float(row[f"{phase}_s"])
+                errors[phase].append(seconds / measured - 1)
+                words.append(
+                    f"{phase} {measured * 1e3:6.3f} ms, formula {seconds * 1e3:6.3f} {errors[phase][-1]:+6.1%}"
+                )
+            print(
+                f"{case.model:<16}{case.precision:<12}{case.checkpointing:<10} {'; '.join(words)}"
+            )
+    for phase, values in errors.items():
+        mean, worst = statistics.fmean(map(abs, values)), max(values, key=abs)
+        print(
+            f"{phase}: mean {mean:.1%}, signed {statistics.fmean(values):+.1%}, worst {worst:+.1%}"
         )
-    if case.ckpt:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    return model.train()
-
-
-def phases(case: Case) -> dict[str, float]:
-    """Median seconds of each phase on the host; `step` until the GPU is done."""
-    model = build(case)
-    step = Step(case, model)
-    seen: dict[str, list[float]] = {}
-    for number in range(WARM + STEPS):
-        torch.cuda.synchronize()
-        start = last = time.perf_counter()
-
-        def mark(name: str, number: int = number) -> None:
-            nonlocal last
-            now = time.perf_counter()
-            if number >= WARM:
-                seen.setdefault(name, []).append(now - last)
-            last = now
-
-        step(mark)
-        torch.cuda.synchronize()
-        if number >= WARM:
-            seen.setdefault("step", []).append(time.perf_counter() - start)
-    del model, step
-    clean()
-    return {name: statistics.median(values) for name, values in seen.items()}
-
-
-def rows() -> Iterator[dict[str, Any]]:
-    """One row per family, precision, checkpointing and phase."""
-    for family in FAMILIES:
-        for prec in (
-            ("bf16", "amp", "fp32", "fp16amp") if family in FAMILIES[:2] else ("bf16", "amp")
-        ):
-            for ckpt in (0, 1) if prec in ("bf16", "amp") else (0,):
-                few, many = (phases(Case(family, 64, 1, prec, ckpt, layers=n)) for n in (FEW, MANY))
-                for name in many:
-                    slope = (many[name] - few[name]) / (MANY - FEW)
-                    yield {"model": family, "prec": prec, "ckpt": ckpt, "phase": name,
-                           "per_layer_s": slope, "ends_s": few[name] - FEW * slope}  # fmt: skip
 
 
 def main() -> None:
-    """Write the table."""
-    start = time.perf_counter()
-    with Path(sys.argv[1]).open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["model", "prec", "ckpt", "phase", "per_layer_s", "ends_s"])
-        writer.writeheader()
-        for row in rows():
-            writer.writerow(row)
-            file.flush()
-    print(f"{time.perf_counter() - start:.1f} s", h200_loop.CUDA, torch.__version__)
+    """Measure, or judge what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seconds", type=float, default=150.0)
+    parser.add_argument("--judge", action="store_true")
+    args = parser.parse_args()
+    if args.judge:
+        judge(args.out)
+    else:
+        measure(args.out, args.seconds)
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def build(args: argparse.Namespace, knobs: dict[str, Any]) -> tuple[Any, Any, An
     import torch
 
     from sftplan.data.batches import Sharing, batches
-    from sftplan.facts.captured import is_captured
+    from sftplan.facts.captured import is_captured, is_causal
     from sftplan.facts.strategy import Strategy
     from sftplan.plan.build import strategy_record
     from sftplan.plan.request import read_pins
@@ -106,8 +106,9 @@ def build(args: argparse.Namespace, knobs: dict[str, Any]) -> tuple[Any, Any, An
     low = product_dtype(strategy.precision)
     captured = is_captured(strategy, shape, args.seq)
     kernel = choose_kernel(
-        strategy.attention, device=device, low=low, config=config, captured=captured
-    )
+        strategy.attention, device=device, low=low, config=config,
+        causal=is_causal(strategy, shape, args.seq), captured=captured,
+    )  # fmt: skip
     stepper = build_stepper(
         strategy_record(strategy, ()), config, kernel, Settings(learning_rate=args.learning_rate),
         device=device, deepspeed={},

@@ -87,7 +87,7 @@ def losses(
     config.num_hidden_layers = 3
     kernel = choose_kernel(
         Attention.VARLEN if packed else Attention.SDPA, device=device,
-        low=product_dtype(precision), config=config, captured=captured,
+        low=product_dtype(precision), config=config, causal=not packed, captured=captured,
     )  # fmt: skip
     model = build_model(config, precision=precision, attention=kernel.name, device=device)
     redraws = prepare_blocks(

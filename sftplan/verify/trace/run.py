@@ -13,7 +13,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sftplan.errors import NotReadyError
+from sftplan.facts.captured import is_causal
 from sftplan.facts.strategy import Offload, Optimizer
+from sftplan.plan.timeline import strategy_of
 from sftplan.train import update as update_module
 from sftplan.train.attention import choose_kernel
 from sftplan.train.inputs import Layout, to_device
@@ -110,7 +112,7 @@ def trace_plan(plan: Plan, chip: Chip) -> Trace:
     config = config_of(shape, attention_dropout=strategy.attention_dropout)
     kernel = choose_kernel(
         strategy.attention, device=torch.device("cuda"), low=product_dtype(strategy.precision),
-        config=config,
+        config=config, causal=is_causal(strategy_of(strategy), shape, plan.inputs.workload.seq_len),
     )  # fmt: skip
     layout = Layout(flat=kernel.flat, packed=strategy.packing)
     real = to_device(
