@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sftplan.facts.anatomy import layer_of
 from sftplan.facts.params import parameters
 from sftplan.facts.strategy import Attention, Checkpointing
-from sftplan.step.blocks import BLOCKS
+from sftplan.step.blocks import BLOCKS, OTHER_MODULES
 from sftplan.step.blocks.compiled import can_compile, compiled_layer
 from sftplan.step.blocks.context import Context, rotary_tables
 from sftplan.step.blocks.llama import norm
@@ -18,12 +19,9 @@ from sftplan.step.ops.pointwise import add, dropout, scale
 from sftplan.step.tensor import DType, Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from sftplan.facts.model import ModelShape
     from sftplan.facts.strategy import Strategy
     from sftplan.step.autograd import Node
-    from sftplan.step.blocks import Block
     from sftplan.step.tape import Tape
     from sftplan.step.tensor import Storage
 
@@ -101,14 +99,15 @@ def hidden_states(
     x = dropout(tape, x, model.embedding_dropout)
     eager = strategy.attention is Attention.EAGER
     compiles = strategy.compile and can_compile(model) and not eager
-    block = compiled_layer if compiles else BLOCKS[model.family]
     for number, layer in enumerate(weights.layers):
         tape.mark("forward", number)
-        if compiles or strategy.checkpointing is Checkpointing.NONE:  # part of a compiled block
-            x = block(tape, context, number, layer, x)
+        if compiles:  # checkpointing is part of the block
+            x = compiled_layer(tape, context, number, layer, x)
+        elif strategy.checkpointing is Checkpointing.NONE:
+            x = _layer(tape, context, number, layer, x)
         else:
             selective = strategy.checkpointing is Checkpointing.SELECTIVE
-            call = _layer_call(tape, block, context, number, layer)
+            call = partial(_layer, tape, context, number, layer)
             x = tape.checkpoint(call, x, selective=selective)
             del call
         x = boundary(tape, number, x)
@@ -145,13 +144,12 @@ def _enter_layer(
     return gradients
 
 
-def _layer_call(
-    tape: Tape, block: Block, context: Context, number: int, layer: dict[str, Tensor]
-) -> Callable[[Tensor], Tensor]:
-    def call(x: Tensor) -> Tensor:
-        return block(tape, context, number, layer, x)
-
-    return call
+def _layer(
+    tape: Tape, context: Context, number: int, layer: dict[str, Tensor], x: Tensor
+) -> Tensor:
+    family = context.model.family
+    tape.host("module", times=OTHER_MODULES[family])
+    return BLOCKS[family](tape, context, number, layer, x)
 
 
 def _embeddings(

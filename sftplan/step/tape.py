@@ -271,9 +271,9 @@ class Tape:
         if self._lt_workspace is None:
             self._lt_workspace = self.storage(LT_WORKSPACE_BYTES, "workspace")
 
-    def host(self, name: str, *, backward: bool = False) -> None:
-        """One operation that the host dispatches."""
-        self.hosts[-1][name + "*" if backward else name] += 1
+    def host(self, name: str, *, backward: bool = False, times: int = 1) -> None:
+        """An operation that the host dispatches, so many times."""
+        self.hosts[-1][name + "*" if backward else name] += times
 
 
 def _nothing(

@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 
     Block = Callable[[Tape, Context, int, LayerWeights, Tensor], Tensor]
 
+# Modules that a block calls beside linear layers and norms: itself, attention, MLP, activation, and dropouts,
+# which are called with p = 0 too. OPT has no MLP of its own, and functions for dropouts.
+OTHER_MODULES: dict[Family, int] = {
+    Family.GPT2: 6, Family.LLAMA: 4, Family.GEMMA: 4, Family.PHI3: 6, Family.MOE: 5, Family.PHI: 6,
+    Family.NEOX: 6, Family.OPT: 3,
+}  # fmt: skip
+
 BLOCKS: dict[Family, Block] = {
     Family.GPT2: gpt2_block,
     Family.LLAMA: llama_block,
