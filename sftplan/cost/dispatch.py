@@ -31,7 +31,8 @@ MODULE_CALL_S = (
     28.5e-6  # a module's call, hooks looked up, keyword arguments, the modelling code's own lines
 )
 MODULE = "module"
-TRACED_MODULES = 4  # of a traced block, beside linear layers, norms and dropouts: itself, attention, MLP, activation
+# Of a traced block beside linear layers, norms and dropouts: itself, attention, MLP, activation.
+TRACED_MODULES = 4
 NODE_S = 8.8e-6  # the engine's turn of a node of the backward pass
 VARLEN_NODE_S = 88e-6  # of varlen_attn's node, beyond it
 LAUNCH_S = 12.7e-6  # a kernel of the backward pass, with what it allocates
@@ -60,7 +61,8 @@ MARKS = frozenset(
 )  # in a stretch's counts, no operations
 VIEWS = frozenset(("view", "transpose", "split", "slice"))  # launch nothing
 
-# Per parameter tensor: foreach calls over 400 tensors; AdamW's is what is left of the 13.2 µs of all three in that table.
+# Per parameter tensor: foreach calls over 400 tensors; AdamW's is what is left of the 13.2 µs of all three in
+# that table.
 ADAMW_TENSOR_S = 7.9e-6
 ZERO_GRAD_TENSOR_S = 1.8e-6
 CLIP_TENSOR_S = 3.5e-6

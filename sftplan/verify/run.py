@@ -117,8 +117,7 @@ def _measured(run: DryRun) -> dict[str, Any]:
     recording = run.request.timeline and run.device.type == "cuda"
     recorder = Recorder(stepper, on=recording, snapshot=run.request.snapshot)
     with without_pad_token(stepper.model):
-        made_up = run.request.data is None  # later epochs shuffle the same few rows
-        worst = worst_micro_batch(replace(found, epochs=1.0) if made_up else found)
+        worst = worst_micro_batch(found)
         passes = min(run.plan.strategy.accumulation, WORST_PASSES)
         inputs = [to_device(worst, layout, run.device)] * passes
         memory, first_s = _worst_steps(run, stepper, inputs, worst.num_targets, recorder)

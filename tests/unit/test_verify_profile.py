@@ -21,12 +21,14 @@ from sftplan.facts.profiles import load_hardware
 from sftplan.facts.strategy import Optimizer
 from sftplan.facts.workload import LengthStatistics
 from sftplan.train.demo import DEMO_KNOBS, DEMO_SEQ_LEN, write_demo_model
-from sftplan.verify import occupancy, processes, profile, rehearse
+from sftplan.train.inputs import to_device
+from sftplan.verify import occupancy, processes, profile, rehearse, run
 from sftplan.verify.judge import judge
 from sftplan.verify.live import timeline_of
 from sftplan.verify.phases import Clock, phase_seconds
 from sftplan.verify.processes import run_processes
 from sftplan.verify.read import measurement_of
+from sftplan.verify.request import Request
 from sftplan.verify.worst import drawn_lengths, made_up_batches, worst_micro_batch
 
 if TYPE_CHECKING:
@@ -120,6 +122,28 @@ def test_every_step_is_as_full_as_the_data_makes_them(demo: Plan) -> None:
     assert len(tokens) >= 4
     assert len(found.rows) == found.steps_per_epoch * found.sharing.rows_per_step
     assert min(tokens) > 0.85 * found.sharing.rows_per_step * DEMO_SEQ_LEN
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_the_worst_batch_has_the_shape_of_all_steps(
+    demo: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A captured pass is replayed at one shape only."""
+    work = replace(demo.inputs.workload, lengths=lengths())
+    strategy = replace(demo.strategy, packing=True)
+    plan = replace(demo, inputs=replace(demo.inputs, workload=work), strategy=strategy)
+    seen: list[Any] = []
+
+    def watched(batch: Any, *others: Any) -> Any:
+        seen.append(batch.shape)
+        return to_device(batch, *others)
+
+    monkeypatch.setattr("sftplan.verify.run.to_device", watched)
+    monkeypatch.setattr("sftplan.train.inputs.to_device", watched)
+    run.dry_run(plan, Request(steps=2, more_rounds_s=0.01, timeline=False, cpu=True))
+
+    assert len(seen) > 4
+    assert len(set(seen)) == 1
 
 
 def test_drawn_lengths_stay_in_the_bins_and_below_the_sequence() -> None:
