@@ -125,7 +125,6 @@ def _chunked(
     columns, size = padded_vocab(model), x.shape[-1]
     hidden_gradient = tape.empty(low.shape, low.dtype, "activations")
     weight_gradient = tape.empty((columns, size), weight.dtype, "gradients")
-    gradient: Tensor | None = None
     for start in range(0, x.shape[0], CHUNK_ROWS):
         rows = min(CHUNK_ROWS, x.shape[0] - start)
         gradient = _chunk(tape, rows, columns, weight_gradient, low.dtype, compiled=compiled)
@@ -133,7 +132,7 @@ def _chunked(
             summed = tape.empty((rows, model.vocab_size), DType.FP32)
             sum_rows(tape, summed, tape.empty((model.vocab_size,), DType.FP32))
             del summed
-    del gradient
+        del gradient
     for kept in (hidden_gradient, weight_gradient):
         tape.save(node, kept)
     loss = tape.empty((), DType.FP32)
@@ -144,29 +143,16 @@ def _chunked(
 def _chunk(
     tape: Tape, rows: int, columns: int, weight_gradient: Tensor, dtype: DType, *, compiled: bool
 ) -> Tensor:
-    """One chunk; its logits' gradient, which lives until the next chunk has one of its own.
-
-    Compiled, one kernel forms the gradient in fp32 and another rounds it.
-    """
+    """One chunk: its logits, which have become their gradient."""
     size = weight_gradient.shape[1]
     logits = tape.empty((rows, columns), dtype)
     matmul(tape, "linear", rows, columns, size, logits)
-    scores = logits
-    if dtype is not DType.FP32:
-        scores = tape.empty((rows, columns), DType.FP32)
     if compiled:
-        tape.pointwise("chunk_softmax", [logits])
+        tape.pointwise("online_softmax", [logits])
+        tape.pointwise("cross_entropy_backward", [logits, logits])
     else:
-        if scores is not logits:
-            tape.pointwise("cast", [logits, scores])
-        for kind, moved in (("amax", 1), ("by_row", 2), ("exp", 2), ("total", 1), ("by_row", 2)):
-            tape.pointwise(kind, [scores] * moved)
-    gradient = scores
-    if dtype is not DType.FP32:
-        gradient = tape.empty((rows, columns), dtype)
-        tape.pointwise("cast", [scores, gradient])
-    del scores, logits
-    matmul(tape, "linear", rows, size, columns, gradient)
+        _softmax_in_place(tape, logits)
+    matmul(tape, "linear", rows, size, columns, logits)
     if weight_gradient.dtype is dtype:
         matmul(tape, "linear", columns, size, rows, weight_gradient)
         tape.pointwise("add_", [weight_gradient])  # what it is added to is read
@@ -174,7 +160,19 @@ def _chunk(
         product = tape.empty((columns, size), dtype)
         matmul(tape, "linear", columns, size, rows, product)
         tape.pointwise("add_", [weight_gradient, product, weight_gradient])
-    return gradient
+    return logits
+
+
+def _softmax_in_place(tape: Tape, logits: Tensor) -> None:
+    """Kernel by kernel, in fp32."""
+    scores = logits
+    if logits.dtype is not DType.FP32:
+        scores = tape.empty(logits.shape, DType.FP32)
+        tape.pointwise("cast", [logits, scores])
+    for kind, moved in (("amax", 1), ("by_row", 2), ("exp", 2), ("total", 1), ("by_row", 2)):
+        tape.pointwise(kind, [scores] * moved)
+    if scores is not logits:
+        tape.pointwise("cast", [scores, logits])
 
 
 def _chunked_backward(

@@ -11,7 +11,7 @@ from sftplan.facts.strategy import Checkpointing
 from sftplan.train.activation import sigmoid_gelus
 from sftplan.train.checkpointing import checkpointed
 from sftplan.train.dropout import hash_dropouts
-from sftplan.train.loss import chunk_gradient, response_loss
+from sftplan.train.loss import chunk_gradient, fused_chunk_gradient, response_loss
 from sftplan.train.redraws import Redraws
 
 if TYPE_CHECKING:
@@ -72,5 +72,5 @@ def loss_functions(*, compiled: bool) -> tuple[Callable[..., Any], Callable[...,
         return response_loss, chunk_gradient
     return (
         torch.compile(response_loss, dynamic=False),
-        torch.compile(chunk_gradient, dynamic=False),
+        torch.compile(fused_chunk_gradient, dynamic=False),
     )

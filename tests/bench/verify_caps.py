@@ -4,10 +4,10 @@ For each cap and model the plan is made for the GPU here with that much memory. 
 reserve the cap less the context, and the plan runs 20 steps. Else everything chosen and, for each cap, the
 next best by prediction of every branch of the search's grid (precision, checkpointing, loss, compilation,
 micro-batch) that is not predicted to need more than the cap by a tenth is run once without a cap; best under
-a cap is the fastest of a model that was measured to need no more. `--gib 80,32` and `--models gpt2` take some:
+a cap is the fastest of a model that ran under it or was measured to need no more. `--gib 80,32` and `--models gpt2` take some:
 whether plans run does not change where several are tried at once on one GPU, their speed does. With `--judge`
 nothing runs: the choices of this version for the GPU of `--profile` among the rows of OUT.csv, which may be a
-published file of those that were kept to their caps.
+published file of those that were kept to their caps. `--margin 0.01` plans with another share kept free.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import math
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from statistics import fmean
 from typing import Any
 
-from verify_cases import Case, capped, lengths_of, machine_of, plan_of
+from verify_cases import MARGIN, Case, capped, lengths_of, machine_of, plan_of
 from verify_h200 import MEASURED, PLANNERS, Table, case_of, row_of, run_jobs
 
 from sftplan.facts.resolve import resolve_model
@@ -59,7 +60,9 @@ KNOBS = (
 )
 
 
-def chosen_plan(job: tuple[float, str, int], profile: str | None = None) -> Plan:
+def chosen_plan(
+    job: tuple[float, str, int], profile: str | None = None, margin: float = MARGIN
+) -> Plan:
     """What `plan` chooses under a cap, on packed instruction data, without what one GPU cannot launch."""
     gib, name, seq_len = job
     model, machine = resolve_model(name), capped(gib, profile)
@@ -69,10 +72,10 @@ def chosen_plan(job: tuple[float, str, int], profile: str | None = None) -> Plan
         lengths=lengths_of(seq_len),
         num_examples=2_000_000,  # so many that starting does not count
     )
-    choice = choose(model, machine, workload, dict(PINS), margin=0.05, minimize="time")
+    choice = choose(model, machine, workload, dict(PINS), margin=margin, minimize="time")
     lean = replace_company(choice)
     return plan_from_choice(
-        lean, model=model, hardware=machine, workload=workload, pinned=["zero", "offload"], margin=0.05,
+        lean, model=model, hardware=machine, workload=workload, pinned=["zero", "offload"], margin=margin,
         minimize="time", command=["verify_h200.py", "--caps"],
     )  # fmt: skip
 
@@ -119,7 +122,7 @@ def measure_caps(args: Any) -> None:
     table = Table(args.out, (*COLUMNS, *MEASURED), args.done)
     points = points_of(args)
     with ProcessPoolExecutor(PLANNERS) as pool:
-        plans = list(pool.map(chosen_plan, points))
+        plans = list(pool.map(partial(chosen_plan, margin=args.margin), points))
         fitting = [(plan, *point) for plan, point in zip(plans, points, strict=True) if plan.fits]
         for plan, point in zip(plans, points, strict=True):
             if not plan.fits:
@@ -151,7 +154,7 @@ def points_of(args: Any) -> list[tuple[int, str, int]]:
 def judge_caps(args: Any) -> None:
     """This version's choices among rows that were measured."""
     points = points_of(args)
-    plans = [(chosen_plan(point, args.profile), *point) for point in points]
+    plans = [(chosen_plan(point, args.profile, args.margin), *point) for point in points]
     with args.out.open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     if "name" not in rows[0]:  # a published file of plans that were kept to their caps
@@ -217,19 +220,26 @@ def _run(
     run_jobs(jobs, deadline, done)
 
 
+def _fits(row: dict[str, str], gib: float) -> bool:
+    """Whether a row was kept to that much or less, or took no more by itself."""
+    kept = row["name"].partition(" ")[0]
+    return (kept != "any" and float(kept) <= gib) or int(row["used"]) <= gib * GIB
+
+
 def report(table: Table, fitting: list[Any]) -> None:
     """How near the best that fits each chosen one is."""
     rows = {name: row for name, row in table.rows.items() if row["status"] == "ok"}
     shares = []
     for plan, gib, *model in fitting:
-        mine = rows.get(f"any GiB {_words(plan, model)}")
+        words = _words(plan, model)
+        mine = next((row for name, row in rows.items() if name.endswith(f" GiB {words}")), None)
         if mine is None:
-            print(f"{gib:>3} GiB not measured: {_words(plan, model)}")
+            print(f"{gib:>3} GiB not measured: {words}")
             continue
-        fit = [row for row in rows.values() if row["model"] == model[0] and int(row["used"]) <= gib * GIB]  # fmt: skip
+        fit = [row for row in rows.values() if row["model"] == model[0] and _fits(row, gib)]
         best = max([*fit, mine], key=lambda row: float(row["tokens_per_s"]))
         shares.append(float(mine["tokens_per_s"]) / float(best["tokens_per_s"]))
-        held = "" if int(mine["used"]) <= gib * GIB else f" DOES NOT FIT: {mine['used']}"
+        held = "" if _fits(mine, gib) else f" DOES NOT FIT: {mine['used']}"
         print(
             f"{gib:>3} GiB {shares[-1]:.3f} of the best{held}: {mine['name']}; best {best['name']}"
         )

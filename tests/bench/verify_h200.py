@@ -29,7 +29,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from verify_cases import COLUMNS, Case, cases, plan_of
+from verify_cases import COLUMNS, MARGIN, Case, cases, plan_of
 
 from sftplan.plan.file import read_plan, write_plan
 from sftplan.plan.record import Plan
@@ -248,6 +248,7 @@ def main() -> None:
         "--beside", type=int, default=4, help="configurations tried beside each chosen one"
     )
     parser.add_argument("--gib", help="some of the caps, with commas")
+    parser.add_argument("--margin", type=float, default=MARGIN, help="kept free under caps")
     parser.add_argument("--models", help="some of the models under caps, with commas")
     parser.add_argument("--again", type=Path, help="measure the cases of this file's rows anew")
     parser.add_argument("--only", choices=("compiled", "eager"), help="some of the cases")

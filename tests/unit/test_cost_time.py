@@ -11,6 +11,7 @@ from sftplan.cost.comm import all_reduce_s, link_bytes_per_s
 from sftplan.cost.dispatch import FORWARD_US, MICRO, SELECTIVE_OPERATION_S, VARLEN_NODE_S
 from sftplan.cost.passes import Passes
 from sftplan.cost.time import time_of
+from sftplan.facts.captured import waits_for_mask
 from sftplan.facts.catalogue import builtin
 from sftplan.facts.profiles import load_hardware
 from sftplan.facts.strategy import Attention, Checkpointing, Loss, Offload, Precision, Strategy
@@ -33,6 +34,7 @@ def timed(
     *,
     whole: bool = False,
     documents: tuple[int, ...] = (),
+    waits_for_mask: bool = False,
 ) -> StepTime:
     model = builtin(model_name)
     few = None if whole else few_layers(model, 1024)
@@ -41,7 +43,7 @@ def timed(
     targets = rows * 700 if strategy.loss is not Loss.FULL else 0
     batch = Batch(rows=rows, length=1024, num_targets=targets, documents=documents)
     tape = steady(few or model, replace(strategy, zero=0, offload=Offload.NONE), batch)
-    return time_of(Passes(tape, times), strategy, model, hardware)
+    return time_of(Passes(tape, times), strategy, model, hardware, waits_for_mask=waits_for_mask)
 
 
 def seconds(strategy: Strategy, hardware: Hardware = H200) -> float:
@@ -89,18 +91,28 @@ def test_measured_steps_of_the_h200_that_are_bound_by_the_gpu() -> None:
 
 
 def test_the_host_waits_between_passes_where_transformers_reads_back() -> None:
-    """Not where passes see no mask: there the host runs ahead into the second one."""
-    waiting = replace(PLAIN, micro_batch=8)
-    ahead = replace(waiting, attention=Attention.VARLEN, attention_dropout=0.0, packing=True)
+    """Not where it is asked for no mask: there the host runs ahead into the second one."""
 
-    def beyond(strategy: Strategy, documents: tuple[int, ...] = ()) -> float:
+    def beyond(*, waits: bool) -> float:
         one, two = (
-            timed(replace(strategy, accumulation=count), documents=documents) for count in (1, 2)
+            timed(replace(PLAIN, accumulation=count), waits_for_mask=waits) for count in (1, 2)
         )
         return (two.dispatch_s or 0.0) - (one.dispatch_s or 0.0)
 
-    assert beyond(waiting) > 1e-5
-    assert beyond(ahead, (1024,) * 8) == pytest.approx(0.0, abs=1e-9)
+    assert beyond(waits=True) > 1e-5
+    assert beyond(waits=False) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_mask_is_asked_for_where_causal_is_not_all() -> None:
+    gpt2, mistral = builtin("gpt2"), builtin("mistral-7b")
+    varlen = replace(PLAIN, attention=Attention.VARLEN, packing=True)
+
+    assert not waits_for_mask(PLAIN, gpt2, 1024)
+    assert waits_for_mask(replace(PLAIN, packing=True), gpt2, 1024)
+    assert waits_for_mask(replace(PLAIN, attention=Attention.EAGER), gpt2, 1024)
+    assert not waits_for_mask(varlen, gpt2, 1024)
+    assert waits_for_mask(PLAIN, mistral, 8192)  # its window slides
+    assert not waits_for_mask(PLAIN, mistral, 4096)
 
 
 def test_compiled_blocks() -> None:

@@ -24,7 +24,14 @@ from sftplan.train import attention
 from sftplan.train.compiled import blocks_of, prepare_blocks
 from sftplan.train.evaluate import Evaluation, evaluate
 from sftplan.train.inputs import Inputs, Layout, to_device
-from sftplan.train.loss import chunked_loss, gather, head_of, response_loss
+from sftplan.train.loss import (
+    chunk_gradient,
+    chunked_loss,
+    fused_chunk_gradient,
+    gather,
+    head_of,
+    response_loss,
+)
 from sftplan.train.model import build_model
 from sftplan.train.packing_check import check_packing
 from sftplan.train.schedule import Schedule
@@ -177,7 +184,8 @@ def test_gathered_rows_are_those_of_plain_indexing() -> None:
     assert torch.autograd.gradcheck(lambda y: gather(y, index), (x,))
 
 
-def test_chunked_gradients_carry_the_factor_and_a_bias() -> None:
+@pytest.mark.parametrize("gradient_of", [chunk_gradient, fused_chunk_gradient])
+def test_chunked_gradients_carry_the_factor_and_a_bias(gradient_of: Any) -> None:
     """fp16 multiplies the loss: gradients formed in the forward pass have to be multiplied too."""
     torch.manual_seed(0)
     stepper = made("phi")
@@ -189,7 +197,7 @@ def test_chunked_gradients_carry_the_factor_and_a_bias() -> None:
     plain = response_loss(kept, targets, head.weight, head.bias, 3.0) * 0.25
     expected = torch.autograd.grad(plain, inputs)
     capped = replace(head, softcap=3.0)
-    loss = chunked_loss(kept, targets, capped, torch.tensor(0.125)) * 2
+    loss = chunked_loss(kept, targets, capped, torch.tensor(0.125), gradient_of) * 2
     found = torch.autograd.grad(loss, inputs)
 
     assert loss.item() == pytest.approx(plain.item(), rel=1e-6)
