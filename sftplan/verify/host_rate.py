@@ -24,7 +24,7 @@ BLOCKS = 8
 WIDTH, HEADS = 64, 4
 REPEATS = 3
 # Of one block of `_Block` on the reference host, under autocast to bf16: beside chains of operations that took
-# FORWARD_US (tests/bench/h200_host.py, one H200, torch 2.11, 2026-11-27).
+# FORWARD_US (tests/bench/h200_host.py, two H200, torch 2.11, 2026-11-27).
 BLOCK_FORWARD_S, BLOCK_BACKWARD_S = 0.586e-3, 0.874e-3
 
 

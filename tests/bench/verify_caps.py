@@ -141,7 +141,7 @@ def measure_caps(args: Any) -> None:
             for plan in found:
                 grid.setdefault(_words(plan, point[1:]), (plan, "any", tuple(point[1:])))
         _run(table, list(grid.values()), deadline, capped_to=False)
-    report(table, fitting)
+    report(table, fitting, args.margin)
 
 
 def points_of(args: Any) -> list[tuple[int, str, int]]:
@@ -161,7 +161,7 @@ def judge_caps(args: Any) -> None:
         report_ran(rows, plans)
         return
     table = Table(args.out, (), [])
-    report(table, plans)
+    report(table, plans, args.margin)
     judge_times(table, args.profile)
 
 
@@ -226,27 +226,33 @@ def _fits(row: dict[str, str], gib: float) -> bool:
     return (kept != "any" and float(kept) <= gib) or int(row["used"]) <= gib * GIB
 
 
-def report(table: Table, fitting: list[Any]) -> None:
-    """How near the best that fits each chosen one is."""
+def report(table: Table, fitting: list[Any], margin: float) -> None:
+    """How near each chosen one is to the best that fits, and to the best that leaves the margin free."""
     rows = {name: row for name, row in table.rows.items() if row["status"] == "ok"}
-    shares = []
+    shares, within = [], []
     for plan, gib, *model in fitting:
         words = _words(plan, model)
         mine = next((row for name, row in rows.items() if name.endswith(f" GiB {words}")), None)
         if mine is None:
             print(f"{gib:>3} GiB not measured: {words}")
             continue
-        fit = [row for row in rows.values() if row["model"] == model[0] and _fits(row, gib)]
-        best = max([*fit, mine], key=lambda row: float(row["tokens_per_s"]))
-        shares.append(float(mine["tokens_per_s"]) / float(best["tokens_per_s"]))
+        alike = [row for row in rows.values() if row["model"] == model[0]]
+        best = max([*(r for r in alike if _fits(r, gib)), mine], key=_rate)
+        free = [r for r in alike if int(r["used"]) <= gib * GIB * (1 - margin)]
+        shares.append(_rate(mine) / _rate(best))
+        within.append(_rate(mine) / max(map(_rate, [*free, mine])))
         held = "" if _fits(mine, gib) else f" DOES NOT FIT: {mine['used']}"
         print(
             f"{gib:>3} GiB {shares[-1]:.3f} of the best{held}: {mine['name']}; best {best['name']}"
         )
-    if shares:
-        mean = sum(shares) / len(shares)
-        enough = sum(share >= ENOUGH for share in shares)
-        print(
-            f"{len(shares)} points: mean {mean:.3f}, worst {min(shares):.3f} of the best tried, "
-            f"{enough} at {ENOUGH} or more"
-        )
+    for found, what in ((shares, "tried"), (within, f"that leaves {margin:.0%} free")):
+        if found:
+            enough = sum(share >= ENOUGH for share in found)
+            print(
+                f"{len(found)} points: mean {fmean(found):.3f}, worst {min(found):.3f} of the best {what}, "
+                f"{enough} at {ENOUGH} or more"
+            )
+
+
+def _rate(row: dict[str, str]) -> float:
+    return float(row["tokens_per_s"])
