@@ -56,9 +56,8 @@ MODEL_BACKWARD_S = 0.43e-3  # the engine's start, its graph gone through, its th
 # Checkpointing is part of the graph and costs nothing of its own.
 COMPILED_CALL_S = 0.74e-3
 COMPILED = "compiled"
-MARKS = frozenset(
-    ("checkpoint", "selective", MODULE, COMPILED)
-)  # in a stretch's counts, no operations
+# In a stretch's counts, but no operations.
+MARKS = frozenset(("checkpoint", "selective", MODULE, COMPILED))
 VIEWS = frozenset(("view", "transpose", "split", "slice"))  # launch nothing
 
 # Per parameter tensor: foreach calls over 400 tensors; AdamW's is what is left of the 13.2 µs of all three in

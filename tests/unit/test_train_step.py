@@ -21,7 +21,7 @@ from sftplan.errors import TrainingFailedError
 from sftplan.facts.strategy import Attention, Checkpointing, Loss, Optimizer, Precision
 from sftplan.step.update import buckets
 from sftplan.train import attention
-from sftplan.train.compiled import blocks_of, prepare_blocks
+from sftplan.train.compiled import blocks_of, loss_functions, prepare_blocks
 from sftplan.train.evaluate import Evaluation, evaluate
 from sftplan.train.inputs import Inputs, Layout, to_device
 from sftplan.train.loss import (
@@ -203,6 +203,22 @@ def test_chunked_gradients_carry_the_factor_and_a_bias(gradient_of: Any) -> None
     assert loss.item() == pytest.approx(plain.item(), rel=1e-6)
     for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("softcap", [None, 30.0])
+def test_a_compiled_chunk_becomes_the_same_gradient_in_place(softcap: float | None) -> None:
+    torch.manual_seed(0)
+    plain, targets = torch.randn(48, 192).bfloat16() * 4, torch.randint(0, 170, (48,))
+    targets[5] = -100
+    compiled = plain.clone()
+    others = targets, torch.tensor(0.125), 170, softcap  # of 192 columns
+    expected = chunk_gradient(plain, *others)
+    found = loss_functions(compiled=True)[1](compiled, *others)
+
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    torch.testing.assert_close(compiled, plain, rtol=1e-2, atol=1e-5)  # a last bit of bf16
+    assert not compiled[:, 170:].any()
+    assert not compiled[5].any()
 
 
 @pytest.mark.parametrize("loss", Loss)
