@@ -205,6 +205,7 @@ def test_chunked_gradients_carry_the_factor_and_a_bias(gradient_of: Any) -> None
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("default")  # the compiler itself warns
 @pytest.mark.parametrize("softcap", [None, 30.0])
 def test_a_compiled_chunk_becomes_the_same_gradient_in_place(softcap: float | None) -> None:
     torch.manual_seed(0)
