@@ -208,29 +208,31 @@ def counts(case: Case) -> dict[str, tuple[Counter[str], int]]:
 
 
 def judge(path: Path) -> None:
-    """Each case against the formulas."""
-    errors: dict[str, list[float]] = {"forward": [], "backward": []}
+    """Each case, the mean of its runs, against the formulas; selective checkpointing is summed up apart."""
+    runs: dict[Case, list[dict[str, str]]] = {}
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
             case = Case(row["model"], row["precision"], row["checkpointing"])
-            found = counts(case)
-            predicted = {
-                "forward": dispatch.forward_s(found["forward"][0]), "backward": dispatch.backward_s(*found["backward"]),
-            }  # fmt: skip
-            words = []
-            for phase, seconds in predicted.items():
-                measured = float(row[f"{phase}_s"])
-                errors[phase].append(seconds / measured - 1)
-                words.append(
-                    f"{phase} {measured * 1e3:6.3f} ms, formula {seconds * 1e3:6.3f} {errors[phase][-1]:+6.1%}"
-                )
-            print(
-                f"{case.model:<16}{case.precision:<12}{case.checkpointing:<10} {'; '.join(words)}"
+            runs.setdefault(case, []).append(row)
+    errors: dict[tuple[str, bool], list[float]] = {}
+    for case, rows in runs.items():
+        found, words = counts(case), []
+        predicted = {
+            "forward": dispatch.forward_s(found["forward"][0]), "backward": dispatch.backward_s(*found["backward"]),
+        }  # fmt: skip
+        for phase, seconds in predicted.items():
+            measured = statistics.fmean(float(row[f"{phase}_s"]) for row in rows)
+            error = seconds / measured - 1
+            errors.setdefault((phase, case.checkpointing == "selective"), []).append(error)
+            words.append(
+                f"{phase} {measured * 1e3:6.3f} ms, formula {seconds * 1e3:6.3f} {error:+6.1%}"
             )
-    for phase, values in errors.items():
+        print(f"{case.model:<16}{case.precision:<12}{case.checkpointing:<10} {'; '.join(words)}")
+    for (phase, selective), values in errors.items():
         mean, worst = statistics.fmean(map(abs, values)), max(values, key=abs)
+        what = "selective" if selective else f"{len(values)} others"
         print(
-            f"{phase}: mean {mean:.1%}, signed {statistics.fmean(values):+.1%}, worst {worst:+.1%}"
+            f"{phase}, {what}: mean {mean:.1%}, signed {statistics.fmean(values):+.1%}, worst {worst:+.1%}"
         )
 
 
