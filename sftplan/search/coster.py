@@ -13,7 +13,7 @@ repeats work and a larger batch repeats none:
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -128,18 +128,10 @@ def machine_key(hardware: Hardware) -> tuple[object, ...]:
     Names and prices are left out, so offers of several clouds may share one search.
     """
     rates = hardware.rates
+    figures = (getattr(rates, each.name) for each in fields(rates) if each.name != "sources")
     return (
         hardware.gpu,
-        rates.matmul_fraction,
-        rates.hbm_fraction,
-        rates.context_bytes,
-        rates.device_bytes,
-        rates.dispatch_scale,
-        rates.allreduce_fraction,
-        rates.allgather_fraction,
-        rates.reducescatter_fraction,
-        rates.pcie_fraction,
-        rates.host_bytes_per_s,
+        *figures,
         hardware.gpus_per_node,
         hardware.num_nodes,
         hardware.host,
