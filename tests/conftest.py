@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+import sftplan.api
 from sftplan.facts.hardware import Gpu, Host, Rates, Source
 from sftplan.facts.strategy import (
     Allocator,
@@ -39,6 +40,7 @@ from sftplan.plan.record_inputs import (
     StrategyRecord,
     WorkloadFacts,
 )
+from sftplan.train.demo import DEMO_KNOBS, DEMO_SEQ_LEN, write_demo_model
 from sftplan.units import GIB
 
 
@@ -245,3 +247,19 @@ def fitting() -> Plan:
 def not_fitting() -> Plan:
     """A plan for which nothing fits."""
     return NOT_FITTING
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    """A plan of the demo's model, without statistics of any data."""
+    folder = tmp_path_factory.mktemp("model")
+    write_demo_model(folder)
+    knobs = {name: value for name, value in DEMO_KNOBS.items() if name not in ("data", "epochs")}
+    return sftplan.api.plan(
+        model=str(folder), seq_len=DEMO_SEQ_LEN, hardware="h200-sxm", gpus=1, command=["x"], **knobs
+    )
+
+
+@pytest.fixture
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
