@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_search import Job, ToyCoster, hardware, job, jobs, workload
+from toy_jobs import jobs
+from toy_search import Job, ToyCoster, hardware, job, workload
 
 from sftplan.errors import UsageError
 from sftplan.facts.strategy import (
