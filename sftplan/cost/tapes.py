@@ -44,32 +44,42 @@ class Tapes:
         self.num_layers = model.num_layers
         few = self.model is not model
         self.multiplicity = {MIDDLE: multiplicity(MIDDLE, model.num_layers)} if few else {}
-        self._tapes: dict[tuple[Strategy, Chip, int], Tape] = {}
+        self._tapes: dict[tuple[Strategy, Chip, int, ModelShape], Tape] = {}
         self._passes: dict[Tape, Passes] = {}
         self._allocated: dict[Tape, int] = {}
         self.peaks: dict[
             tuple[object, ...], Peaks
         ] = {}  # found by evaluators, of any number of GPUs
 
-    def steady(self, strategy: Strategy, chip: Chip, num_gpus: int) -> Tape:
-        """The tape of a strategy; what does not change it is not told apart."""
+    def steady(
+        self, strategy: Strategy, chip: Chip, num_gpus: int, *, like: ModelShape | None = None
+    ) -> Tape:
+        """The tape of a strategy; what does not change it is not told apart. `like`: of this shape instead."""
+        model = like or self.model
         alike = replace(
             strategy,
             accumulation=min(strategy.accumulation, STEADY_PASSES),
             allocator=Allocator.EXPANDABLE,
         )
-        key = (alike, chip, ranks(strategy, num_gpus))
+        key = (alike, chip, ranks(strategy, num_gpus), model)
         if key not in self._tapes:
             batch = full_batch(strategy, self.workload)
             self._tapes[key] = steady(
-                self.model, alike, batch, num_gpus=key[2], chip=chip, num_layers=self.num_layers,
+                model, alike, batch, num_gpus=key[2], chip=chip, num_layers=self.num_layers,
                 tracer=self.tracer,
             )  # fmt: skip
         return self._tapes[key]
 
     def passes(self, strategy: Strategy, chip: Chip, num_gpus: int) -> Passes:
-        """The passes of a strategy's tape."""
-        tape = self.steady(strategy, chip, num_gpus)
+        """The passes of a strategy's tape.
+
+        Norms behind the additions are compiled to as many kernels as norms before the blocks, whose compiled
+        blocks the tape knows.
+        """
+        like = None
+        if strategy.compile and self.model.post_norm:
+            like = replace(self.model, post_norm=False)
+        tape = self.steady(strategy, chip, num_gpus, like=like)
         if tape not in self._passes:
             self._passes[tape] = Passes(tape, self.multiplicity)
         return self._passes[tape]

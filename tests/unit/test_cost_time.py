@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -9,12 +10,14 @@ import pytest
 
 from sftplan.cost.comm import all_reduce_s, link_bytes_per_s
 from sftplan.cost.dispatch import FORWARD_US, MICRO, SELECTIVE_OPERATION_S, VARLEN_NODE_S
+from sftplan.cost.evaluate import Evaluator
 from sftplan.cost.passes import Passes
 from sftplan.cost.time import time_of
 from sftplan.facts.captured import waits_for_mask
 from sftplan.facts.catalogue import builtin
 from sftplan.facts.profiles import load_hardware
 from sftplan.facts.strategy import Attention, Checkpointing, Loss, Offload, Precision, Strategy
+from sftplan.facts.workload import Workload
 from sftplan.step.batch import Batch
 from sftplan.step.repeat import MIDDLE, multiplicity
 from sftplan.step.simulate import few_layers, simulate, steady
@@ -126,6 +129,37 @@ def test_compiled_blocks() -> None:
         time = timed(replace(packed, micro_batch=rows), documents=documents)
         assert rows * 1024 / (time.step_s or 1) == pytest.approx(rate, rel=0.12)
         assert time.startup_s == 13.0
+
+
+def test_norms_behind_the_additions_are_compiled_too() -> None:
+    """The tape of OPT-350m's memory is that of the uncompiled block."""
+    workload = Workload(seq_len=1024, global_batch=16)
+    opt = Evaluator(builtin("opt-350m"), workload, num_gpus=1, gpus_per_node=1)
+    like = Strategy(micro_batch=16, precision=Precision.BF16_MASTER, loss=Loss.CHUNKED)
+    plain, compiled = (
+        opt.estimate(replace(like, compile=compiles), H200).time.memory_s or 0.0
+        for compiles in (False, True)
+    )
+
+    assert compiled < 0.8 * plain
+
+
+@pytest.mark.parametrize(
+    ("checkpointing", "phases"),
+    [(Checkpointing.NONE, 1), (Checkpointing.SELECTIVE, 2), (Checkpointing.FULL, 2)],
+)
+def test_what_is_formed_again_is_drawn_again(checkpointing: Checkpointing, phases: int) -> None:
+    strategy = replace(PLAIN, compile=True, checkpointing=checkpointing)
+    tape = steady(builtin("opt-125m"), strategy, Batch(rows=8, length=1024, num_targets=0))
+    drawn = Counter(
+        label.partition(" ")[0]
+        for label, works in tape.works
+        for work in works
+        if work.kind == "random"
+    )
+
+    assert drawn["forward"] == 12
+    assert len(drawn) == phases
 
 
 @pytest.mark.parametrize("checkpointing", [Checkpointing.NONE, Checkpointing.FULL])

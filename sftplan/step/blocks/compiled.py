@@ -156,6 +156,7 @@ def _backward(
         for _ in range(FORMED_AGAIN_KERNELS):
             moved = FUSED_MOVED[1] * _formed_again_bytes(plain) / FORMED_AGAIN_KERNELS
             tape.work("fused", x.dtype, 0, int(moved))
+        _draw(tape, context, x)
     _work(tape, context, w, x, plain.backward, 2)
     low = tape.autocast_dtype or x.dtype
     columns = sum(shape[0] for name, shape in w.items() if _is_bias(name, w))
@@ -208,8 +209,8 @@ def _work(tape: Tape, context: Context, w: Shapes, x: Tensor, graph: Graph, prod
         x.shape[0], model.num_heads, x.shape[1], model.head_dim, context.documents
     )
     moved = 2 * tokens * (model.query_size + model.kv_size) * dtype.size * products
-    if products == 1 and model.residual_dropout and model.family is Family.OPT:  # others are hashed
-        tape.work("random", dtype, 0, 2 * tokens * model.hidden_size)
+    if products == 1:
+        _draw(tape, context, x)
     kind, work = kernel_shape(
         "flash" if products == 1 else "flash_backward", x.shape[0], model.num_heads, x.shape[1],
         model.head_dim, context.documents,
@@ -220,6 +221,14 @@ def _work(tape: Tape, context: Context, w: Shapes, x: Tensor, graph: Graph, prod
     moved = int(FUSED_MOVED[products] * graph.row_bytes()) // FUSED_KERNELS[products]
     for _ in range(FUSED_KERNELS[products]):
         tape.work("fused", dtype, 0, moved)
+
+
+def _draw(tape: Tape, context: Context, x: Tensor) -> None:
+    """The masks of OPT's two dropouts, which are inductor's own; others' are hashed."""
+    model = context.model
+    if model.residual_dropout and model.family is Family.OPT:
+        elements = 2 * x.shape[0] * x.shape[1] * model.hidden_size
+        tape.work("random", tape.autocast_dtype or x.dtype, 0, elements)
 
 
 def _products(tape: Tape, rows: int, columns: int, inner: int, low: Tensor, products: int) -> None:
