@@ -4,7 +4,7 @@
     python h200_ranks.py OUT --gpus 2 --collectives    collectives by size, and what NCCL takes
     python h200_ranks.py OUT --gpus 2 --scaling        tokens/s on 1 and on all GPUs, stage 0
     python h200_ranks.py OUT --gpus 2 --curve          losses of stages 0..3 beside those of one GPU
-    python h200_ranks.py OUT --judge                   errors of OUT/ranks.csv by this version, without a GPU
+    python h200_ranks.py OUT --judge                   errors of OUT/ranks.csv, or of OUT itself, by this version, without a GPU
 
 Several modes in one call run in the order collectives, dry runs (with --dry), scaling, curve. `--tiny`
 rehearses on processors. `--only A,B` takes the dry runs whose names hold A or B, `--skip N` leaves N out.
@@ -267,10 +267,10 @@ def main() -> None:
         parser.add_argument(f"--{mode}", action="store_true")
     args = parser.parse_args()
     deadline = Deadline(args.seconds)
-    args.out.mkdir(parents=True, exist_ok=True)
     if args.judge:
-        judge(args.out / "ranks.csv")
+        judge(args.out if args.out.suffix == ".csv" else args.out / "ranks.csv")
         return
+    args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         if args.tiny:
             write_demo_model(Path(folder) / "demo")
