@@ -85,9 +85,7 @@ FRACTIONS: dict[str, tuple[float, float]] = {
 # do so many FLOPs. At 52 TFLOP/s an online softmax over 50,000 to 152,000 columns reads 1.1 to 1.5 TB/s, and the
 # gradient of columns that are no multiple of 64 is read and written at 1.2 to 1.4 (11 of the steps of
 # cost/power.py).
-SCALAR_FLOPS_PER_BYTE = {
-    "online_softmax": 40.0, "padded_cross_entropy_backward": 40.0
-}  # fmt: skip
+SCALAR_FLOPS_PER_BYTE = {"online_softmax": 40.0, "padded_cross_entropy_backward": 40.0}
 STRIDED_FRACTIONS: dict[str, tuple[float, float]] = {"cat": (0.40, 0.40), "copy": (0.45, 0.45)}
 
 

@@ -14,12 +14,10 @@ import argparse
 import csv
 import statistics
 import time
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sftplan.cost import dispatch
 from sftplan.facts.catalogue import builtin
 from sftplan.facts.strategy import Checkpointing, Loss, Precision, Strategy
 
@@ -28,10 +26,11 @@ NARROW = {
     "n_embd": 256, "n_head": 4, "hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4,
     "ffn_dim": 1024, "word_embed_proj_dim": 256, "head_dim": 64, "vocab_size": 2048,
 }  # fmt: skip
-GROUPED = {"num_key_value_heads": 2}  # where a model shares keys among heads
+GROUPED = 2  # heads of keys and values, where a model shares them
 ROWS, LENGTH = 2, 64
 FEW, MANY = 4, 12
 STEPS = 3  # of a case in a round, the first of which does not count
+TWICE = 2  # the layer in the middle, to be told apart
 COLUMNS = ("model", "precision", "checkpointing", "forward_s", "backward_s", "forward_ends_s", "backward_ends_s",
            "optimizer_tensor_s")  # fmt: skip
 
@@ -83,13 +82,11 @@ class Running:
 
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         strategy, config = case.strategy, config_of(builtin(case.model))
-        narrow = dict(NARROW)
-        if config.to_dict().get("num_key_value_heads", 0) < config.num_attention_heads:
-            narrow |= GROUPED
-        elif "num_key_value_heads" in config.to_dict():
-            narrow["num_key_value_heads"] = narrow["num_attention_heads"]
-        for name, value in narrow.items():
-            if name in config.to_dict():
+        known = config.to_dict()
+        grouped = known.get("num_key_value_heads", 0) < config.num_attention_heads
+        shared = GROUPED if grouped else NARROW["num_attention_heads"]
+        for name, value in (NARROW | {"num_key_value_heads": shared}).items():
+            if name in known:
                 setattr(config, name, value)
         config.num_hidden_layers = layers
         if getattr(config, "layer_types", None):
@@ -134,7 +131,7 @@ class Running:
                 loss.detach(), scale=1.0, learning_rate=1e-5, max_grad_norm=1.0
             )
             timed("optimizer", advance)
-        return {name: statistics.median(values[1:]) for name, values in seen.items()}
+        return {name: statistics.fmean(values[1:]) for name, values in seen.items()}
 
 
 def measure(path: Path, seconds: float) -> None:
@@ -190,8 +187,11 @@ def _row(case: Case, running: Any, found: Any, scale: float) -> dict[str, Any]:
     return row
 
 
-def counts(case: Case) -> dict[str, tuple[Counter[str], int]]:
-    """Of one layer, forward and backward: what the host issues, and kernels."""
+def formula_s(case: Case) -> dict[str, float]:
+    """Seconds of the reference host for one layer, forward and backward."""
+    from sftplan.cost.device import device_of
+    from sftplan.cost.passes import Passes
+    from sftplan.facts.profiles import load_hardware
     from sftplan.step.batch import Batch
     from sftplan.step.repeat import MIDDLE
     from sftplan.step.simulate import few_layers, steady
@@ -199,12 +199,11 @@ def counts(case: Case) -> dict[str, tuple[Counter[str], int]]:
     model = builtin(case.model)
     batch = Batch(rows=ROWS, length=512, num_targets=0)
     tape = steady(few_layers(model, 512) or model, case.strategy, batch)
-    found = {}
-    for number, (label, works) in enumerate(tape.works):
-        phase, _, layer = label.partition(" ")
-        if layer.isdigit() and int(layer) == MIDDLE:
-            found[phase] = (tape.hosts[number], sum(works.values()))
-    return found
+    passes = Passes(tape, {MIDDLE: TWICE})
+    segments = passes.priced(device_of(load_hardware("h200-sxm")), drops=False, captured=False)[
+        -1
+    ].segments
+    return {each.phase: each.host_s for each in segments if each.times == TWICE}
 
 
 def judge(path: Path) -> None:
@@ -216,11 +215,8 @@ def judge(path: Path) -> None:
             runs.setdefault(case, []).append(row)
     errors: dict[tuple[str, bool], list[float]] = {}
     for case, rows in runs.items():
-        found, words = counts(case), []
-        predicted = {
-            "forward": dispatch.forward_s(found["forward"][0]), "backward": dispatch.backward_s(*found["backward"]),
-        }  # fmt: skip
-        for phase, seconds in predicted.items():
+        words = []
+        for phase, seconds in formula_s(case).items():
             measured = statistics.fmean(float(row[f"{phase}_s"]) for row in rows)
             error = seconds / measured - 1
             errors.setdefault((phase, case.checkpointing == "selective"), []).append(error)

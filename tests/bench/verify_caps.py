@@ -4,10 +4,11 @@ For each cap and model the plan is made for the GPU here with that much memory. 
 reserve the cap less the context, and the plan runs 20 steps. Else everything chosen and, for each cap, the
 next best by prediction of every branch of the search's grid (precision, checkpointing, loss, compilation,
 micro-batch) that is not predicted to need more than the cap by a tenth is run once without a cap; best under
-a cap is the fastest of a model that ran under it or was measured to need no more. `--gib 80,32` and `--models gpt2` take some:
-whether plans run does not change where several are tried at once on one GPU, their speed does. With `--judge`
-nothing runs: the choices of this version for the GPU of `--profile` among the rows of OUT.csv, which may be a
-published file of those that were kept to their caps. `--margin 0.01` plans with another share kept free.
+a cap is the fastest of a model that ran under it or was measured to need no more. `--gib 80,32` and `--models
+gpt2` take some: whether plans run does not change where several are tried at once on one GPU, their speed does.
+With `--judge` nothing runs: the choices of this version for the GPU of `--profile` among the rows of OUT.csv,
+which may be a published file of those that were kept to their caps. `--margin 0.01` plans with another share
+kept free.
 """
 
 from __future__ import annotations

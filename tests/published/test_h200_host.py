@@ -1,23 +1,27 @@
-"""What the host takes for a layer, formula against table: narrow steps on one H200's host."""
+"""What the host takes for a layer, formula against table: narrow steps on the hosts of two H200."""
 
 from __future__ import annotations
 
 import csv
-from collections import Counter, defaultdict
+from collections import defaultdict
 from functools import cache
 from pathlib import Path
 from statistics import mean
 
 import pytest
 
-from sftplan.cost.dispatch import backward_s, forward_s
+from sftplan.cost.device import device_of
+from sftplan.cost.passes import Passes
 from sftplan.facts.catalogue import builtin
+from sftplan.facts.profiles import load_hardware
 from sftplan.facts.strategy import Checkpointing, Loss, Precision, Strategy
 from sftplan.step.batch import Batch
 from sftplan.step.repeat import MIDDLE
 from sftplan.step.simulate import few_layers, steady
 
 HERE = Path(__file__).parent
+REFERENCE = load_hardware("h200-sxm")  # whose host is the reference
+TWICE = 2  # the layer in the middle, to be told apart
 
 
 @cache
@@ -41,16 +45,9 @@ def _predicted(model_name: str, precision: str, checkpointing: str) -> dict[str,
     tape = steady(
         few_layers(model, 512) or model, strategy, Batch(rows=2, length=512, num_targets=0)
     )
-    seconds = {}
-    for (label, works), hosts in zip(tape.works, tape.hosts, strict=True):
-        phase, _, layer = label.partition(" ")
-        if layer == str(MIDDLE):
-            counts: Counter[str] = hosts
-            kernels = sum(works.values())
-            seconds[phase] = (
-                forward_s(counts) if phase == "forward" else backward_s(counts, kernels)
-            )
-    return seconds
+    passes = Passes(tape, {MIDDLE: TWICE})
+    segments = passes.priced(device_of(REFERENCE), drops=False, captured=False)[-1].segments
+    return {each.phase: each.host_s for each in segments if each.times == TWICE}
 
 
 @pytest.mark.parametrize("phase", ["forward", "backward"])

@@ -5,18 +5,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import transformers
+from tiny_step import VOCAB
 
 from sftplan.facts.strategy import Checkpointing, Loss, Offload, Precision
-from sftplan.train.inputs import Layout
 from sftplan.train.settings import Settings
 
 STEPS, SAVED_AFTER = 8, 4
 ROWS_PER_STEP = 8  # of one row per pass: what ranks there are share them out
-SEQ_LEN, VOCAB = 32, 99
+SEQ_LEN = 32
 SMALL_BUCKET = 20_000  # elements: a step fills it several times, and the embedding is larger
-CPU, PACKED = torch.device("cpu"), Layout(flat=False, packed=True)
+EXAMPLES = 44
 SETTINGS = Settings(learning_rate=1e-2, weight_decay=0.1, epsilon=1e-5)
 TIED = transformers.GPT2Config(
     n_layer=2, n_embd=32, n_head=2, vocab_size=1000, n_positions=64, bos_token_id=0,

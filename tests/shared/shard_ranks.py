@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,8 @@ import pytest
 import torch
 from shard_cases import (
     CASES,
-    CPU,
+    EXAMPLES,
     OVERFLOWS,
-    PACKED,
     ROWS_PER_STEP,
     SAVED_AFTER,
     SEQ_LEN,
@@ -27,14 +25,12 @@ from shard_cases import (
     STEPS,
     TIED,
     UNTIED,
-    VOCAB,
     Case,
 )
+from tiny_step import CPU, PACKED, examples
 from torch import distributed
 
 from sftplan.data.batches import Batches, Sharing, batches
-from sftplan.data.conversation import Place
-from sftplan.data.mask import Example
 from sftplan.facts.strategy import Optimizer, Strategy
 from sftplan.plan.build import strategy_record
 from sftplan.plan.launch import deepspeed_settings
@@ -125,7 +121,7 @@ class Rank:
         accumulation = ROWS_PER_STEP // self.world_size
         sharing = Sharing(micro_batch=1, accumulation=accumulation, world_size=self.world_size)
         return batches(
-            examples(), seq_len=SEQ_LEN, sharing=sharing, packing=True, epochs=STEPS * 1.0
+            examples(EXAMPLES), seq_len=SEQ_LEN, sharing=sharing, packing=True, epochs=STEPS * 1.0
         )
 
     def steps(self, stepper: Stepper, *, start: int = 0) -> list[list[float]]:
@@ -197,7 +193,7 @@ class Rank:
         """Losses on rows that are shared out too; packed documents do not see each other."""
         rows = [
             batches(
-                examples(seed=1), seq_len=SEQ_LEN, packing=True, train_on_prompt=everything,
+                examples(EXAMPLES, seed=1), seq_len=SEQ_LEN, packing=True, train_on_prompt=everything,
                 sharing=Sharing(micro_batch=1, world_size=self.world_size),
             )
             for everything in (False, True)
@@ -251,19 +247,6 @@ class Rank:
         stepper = self.stepper(case, seed=1)
         self.restore(stepper, self.folder / f"2 {name} half" / "step-0")
         return self.steps(stepper, start=SAVED_AFTER)
-
-
-def examples(count: int = 44, seed: int = 0) -> list[Example]:
-    """Prompts and answers of unequal lengths."""
-    generator = torch.Generator().manual_seed(seed)
-    found = []
-    for number in range(count):
-        prompt, answer = torch.randint(2, 12, (2,), generator=generator).tolist()
-        ids = torch.randint(1, VOCAB, (prompt + answer,), generator=generator).tolist()
-        place = Place(file="a.jsonl", row=number + 1, line=number + 1)
-        trained = bytes(prompt) + b"\1" * answer
-        found.append(Example(input_ids=array("i", ids), trained=trained, place=place))
-    return found
 
 
 def main(folder: Path) -> int:
