@@ -15,7 +15,7 @@ MODEL = {"-m", "--model", "--seq"}
 KNOBS = {
     "--hardware", "--gpus", "--nodes",
     "--data", "--epochs", "--tokens", "--examples", "--global-batch",
-    "--precision", "--zero", "--offload", "--checkpointing", "--attention", "--loss",
+    "--precision", "--zero", "--offload", "--checkpointing", "--checkpointed-layers", "--attention", "--loss",
     "--packing", "--no-packing", "--compile", "--no-compile",
     "--micro-batch", "--accumulation", "--optimizer", "--allocator",
     "--attention-dropout", "--max-grad-norm",

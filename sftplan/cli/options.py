@@ -188,6 +188,8 @@ def strategy_options(function: F) -> F:
                    help="What leaves the GPU between its uses."),
             option("--checkpointing", type=_choice(Checkpointing), group=group,
                    help="What backward computes again."),
+            option("--checkpointed-layers", type=int, group=group,
+                   help="Layers that it is for, from the first; the others one step lighter. All if left out."),
             option("--attention", type=_choice(Attention), group=group,
                    help="How attention is computed."),
             option("--loss", type=_choice(Loss), group=group,

@@ -16,11 +16,14 @@ from sftplan.facts.captured import is_captured, waits_for_mask
 from sftplan.facts.strategy import Allocator, Offload
 from sftplan.step.batch import full_batch
 from sftplan.step.chip import BEFORE_HOPPER, HOPPER, Chip
+from sftplan.step.few import few_layers, shallower
 from sftplan.step.repeat import Events, expand
 from sftplan.step.sharding import sharding_of, sharding_saves_bytes
-from sftplan.step.simulate import STEADY_PASSES, few_layers, simulate
+from sftplan.step.simulate import STEADY_PASSES, simulate
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sftplan.cost.memory import Peaks
     from sftplan.facts.hardware import Gpu, Hardware
     from sftplan.facts.model import ModelShape
@@ -110,7 +113,6 @@ class Evaluator:
         self.workload = workload
         self.num_gpus = num_gpus
         self.gpus_per_node = gpus_per_node
-        self._few = few_layers(model, workload.seq_len)
         self._times: dict[tuple[Strategy, tuple[object, ...]], StepTime] = {}
         self._allocated: dict[tuple[Strategy, Chip], int] = {}
 
@@ -132,7 +134,12 @@ class Evaluator:
         return self._allocated[key]
 
     def _quick_bound(self, strategy: Strategy) -> int:
-        """Between micro-batches of 1, 4, 16 ... rows on the chord: peaks are convex, so not below."""
+        """Between micro-batches of 1, 4, 16 ... rows on the chord: peaks are convex, so not below.
+
+        The same where only some layers are checkpointed.
+        """
+        if strategy.checkpointed_layers is not None:
+            return round(self._between(strategy, self._quick_bound))
         if strategy.zero and strategy.offload is Offload.NONE:
             whole = self._quick_bound(replace(strategy, zero=0))
             return whole - sharding_saves_bytes(self.model, strategy, self.num_gpus)
@@ -149,10 +156,19 @@ class Evaluator:
         return ends[0] + round(slope * (rows - below))
 
     def step_seconds(self, strategy: Strategy, hardware: Hardware) -> float:
-        """Seconds of one optimizer step."""
+        """Seconds of one optimizer step; each layer that is checkpointed adds the same."""
+        if strategy.checkpointed_layers is not None:
+            return self._between(strategy, lambda whole: self.step_seconds(whole, hardware))
         seconds = self._time(strategy, hardware).step_s
         assert seconds is not None
         return seconds
+
+    def _between(self, strategy: Strategy, figure: Callable[[Strategy], float]) -> float:
+        """On the chord from no layer checkpointed to all."""
+        share = (strategy.checkpointed_layers or 0) / self.model.num_layers
+        every = replace(strategy, checkpointed_layers=None)
+        none = replace(every, checkpointing=strategy.checkpointing.lighter)
+        return (1 - share) * figure(none) + share * figure(every)
 
     def _time(self, strategy: Strategy, hardware: Hardware) -> StepTime:
         """Sharding and the chip change who holds what, not the work: one tape serves all."""
@@ -224,15 +240,20 @@ class Evaluator:
             by_category=peaks.by_category,
         )
 
-    def _exact_peaks(self, strategy: Strategy, chip: Chip, num_layers: int | None = None) -> Peaks:
+    def _exact_peaks(self, strategy: Strategy, chip: Chip) -> Peaks:
+        return self._peaks(self.model, strategy, chip)
+
+    def _peaks(self, model: ModelShape, strategy: Strategy, chip: Chip) -> Peaks:
         return exact_peaks(
-            self.events(strategy, chip, num_layers or self.model.num_layers),
+            self._events(model, strategy, chip),
             expandable=strategy.allocator is Allocator.EXPANDABLE,
             captured=self._captured(strategy),
         )
 
     def _quick_peaks(self, strategy: Strategy, chip: Chip) -> Peaks:
-        few = self._exact_peaks(strategy, chip, min(self.model.num_layers, QUICK_LAYERS))
+        few = self._peaks(
+            *shallower(self.model, strategy, self.workload.seq_len, QUICK_LAYERS), chip
+        )
         allocated = self._bound(strategy, chip)
         return replace(
             few,
@@ -241,17 +262,19 @@ class Evaluator:
             by_category={},
         )
 
-    def events(self, strategy: Strategy, chip: Chip, num_layers: int) -> Events:
-        """Every birth and death of a storage in the first two steps, with so many layers."""
-        batch = full_batch(strategy, self.workload)
-        model = self._few or self.model
+    def events(self, strategy: Strategy, chip: Chip) -> Events:
+        """Every birth and death of a storage in the first two steps."""
+        return self._events(self.model, strategy, chip)
+
+    def _events(self, model: ModelShape, strategy: Strategy, chip: Chip) -> Events:
+        few = few_layers(model, strategy, self.workload.seq_len)
         tape = simulate(
-            model, strategy, batch, num_gpus=self.num_gpus, chip=chip, num_layers=num_layers,
-            tracer=self.tapes.tracer,
+            few.model, few.strategy, full_batch(strategy, self.workload), num_gpus=self.num_gpus,
+            chip=chip, times=few.times, tracer=self.tapes.tracer,
         )  # fmt: skip
-        if self._few is None:
+        if not few.times:
             return Events(tape.events, tape.sizes, tape.kinds, tape.marks)
-        return expand(tape, num_layers)
+        return expand(tape, few.times)
 
     def _outside_bytes(self, strategy: Strategy, hardware: Hardware) -> int:
         """What the driver shows beyond the allocator's reserve."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sftplan.cost.memory import allocated_bound_bytes
 from sftplan.cost.passes import Passes
 from sftplan.facts.strategy import Allocator, Offload
 from sftplan.step.batch import full_batch
-from sftplan.step.repeat import MIDDLE, multiplicity
-from sftplan.step.simulate import STEADY_PASSES, few_layers, steady
+from sftplan.step.few import few_layers
+from sftplan.step.simulate import STEADY_PASSES, steady
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sftplan.cost.memory import Peaks
     from sftplan.facts.model import ModelShape
     from sftplan.facts.strategy import Strategy
@@ -32,6 +34,14 @@ def ranks(strategy: Strategy, num_gpus: int) -> int:
     return num_gpus if strategy.zero or strategy.offload is not Offload.NONE else 1
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Steady:
+    """A steady step; `times`: for how many layers one on its tape stands, where for several."""
+
+    tape: Tape
+    times: Mapping[int, int]
+
+
 class Tapes:
     """The steady steps of one model and workload, each simulated once however it is asked for."""
 
@@ -40,20 +50,17 @@ class Tapes:
     ) -> None:
         self.workload = workload
         self.tracer = tracer
-        self.model = few_layers(model, workload.seq_len) or model
-        self.num_layers = model.num_layers
-        few = self.model is not model
-        self.multiplicity = {MIDDLE: multiplicity(MIDDLE, model.num_layers)} if few else {}
-        self._tapes: dict[tuple[Strategy, Chip, int, ModelShape], Tape] = {}
-        self._passes: dict[Tape, Passes] = {}
-        self._allocated: dict[Tape, int] = {}
+        self.model = model
+        self._tapes: dict[tuple[Strategy, Chip, int, ModelShape], Steady] = {}
+        self._passes: dict[Steady, Passes] = {}
+        self._allocated: dict[Steady, int] = {}
         self.peaks: dict[
             tuple[object, ...], Peaks
         ] = {}  # found by evaluators, of any number of GPUs
 
     def steady(
         self, strategy: Strategy, chip: Chip, num_gpus: int, *, like: ModelShape | None = None
-    ) -> Tape:
+    ) -> Steady:
         """The tape of a strategy; what does not change it is not told apart. `like`: of this shape instead."""
         model = like or self.model
         alike = replace(
@@ -63,11 +70,13 @@ class Tapes:
         )
         key = (alike, chip, ranks(strategy, num_gpus), model)
         if key not in self._tapes:
+            few = few_layers(model, alike, self.workload.seq_len)
             batch = full_batch(strategy, self.workload)
-            self._tapes[key] = steady(
-                model, alike, batch, num_gpus=key[2], chip=chip, num_layers=self.num_layers,
+            tape = steady(
+                few.model, few.strategy, batch, num_gpus=key[2], chip=chip, times=few.times,
                 tracer=self.tracer,
             )  # fmt: skip
+            self._tapes[key] = Steady(tape, few.times)
         return self._tapes[key]
 
     def passes(self, strategy: Strategy, chip: Chip, num_gpus: int) -> Passes:
@@ -79,14 +88,14 @@ class Tapes:
         like = None
         if strategy.compile and self.model.post_norm:
             like = replace(self.model, post_norm=False)
-        tape = self.steady(strategy, chip, num_gpus, like=like)
-        if tape not in self._passes:
-            self._passes[tape] = Passes(tape, self.multiplicity)
-        return self._passes[tape]
+        step = self.steady(strategy, chip, num_gpus, like=like)
+        if step not in self._passes:
+            self._passes[step] = Passes(step.tape, step.times)
+        return self._passes[step]
 
     def allocated_bytes(self, strategy: Strategy, chip: Chip, num_gpus: int) -> int:
         """Peak allocated by a strategy's tape."""
-        tape = self.steady(strategy, chip, num_gpus)
-        if tape not in self._allocated:
-            self._allocated[tape] = allocated_bound_bytes(tape, self.multiplicity)
-        return self._allocated[tape]
+        step = self.steady(strategy, chip, num_gpus)
+        if step not in self._allocated:
+            self._allocated[step] = allocated_bound_bytes(step.tape, step.times)
+        return self._allocated[step]

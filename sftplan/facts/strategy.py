@@ -33,6 +33,27 @@ class Checkpointing(StrEnum):
     SELECTIVE = "selective"  # keeps matrix products and attention, recomputes what lies between
     FULL = "full"  # keeps each block's input
 
+    @property
+    def lighter(self) -> Checkpointing:
+        """What forgets one step less.
+
+        >>> Checkpointing.FULL.lighter, Checkpointing.SELECTIVE.lighter
+        (<Checkpointing.SELECTIVE: 'selective'>, <Checkpointing.NONE: 'none'>)
+        """
+        order = list(Checkpointing)
+        return order[max(0, order.index(self) - 1)]
+
+
+def checkpointing_of(kind: Checkpointing, layers: int | None, layer: int) -> Checkpointing:
+    """What a layer forgets where `layers` of them, from the first, are checkpointed as `kind`; None: all.
+
+    The first ones, as the backward pass comes to them last: what the others kept is gone by then.
+
+    >>> [checkpointing_of(Checkpointing.FULL, 2, layer).value for layer in range(4)]
+    ['full', 'full', 'selective', 'selective']
+    """
+    return kind if layers is None or layer < layers else kind.lighter
+
 
 class Attention(StrEnum):
     """How softmax(QKᵀ)V is computed."""
@@ -72,6 +93,7 @@ class Strategy:
     zero: int = 0
     offload: Offload = Offload.NONE
     checkpointing: Checkpointing = Checkpointing.NONE
+    checkpointed_layers: int | None = None  # from the first, the others are lighter; None: all
     attention: Attention = Attention.SDPA
     loss: Loss = Loss.FULL
     packing: bool = False
@@ -82,3 +104,7 @@ class Strategy:
     allocator: Allocator = Allocator.EXPANDABLE
     attention_dropout: float | Literal["model"] = 0.0
     max_grad_norm: float = 1.0
+
+    def checkpointing_at(self, layer: int) -> Checkpointing:
+        """What that layer forgets."""
+        return checkpointing_of(self.checkpointing, self.checkpointed_layers, layer)

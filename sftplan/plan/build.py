@@ -206,6 +206,7 @@ def strategy_record(strategy: Strategy, pinned: Sequence[str]) -> StrategyRecord
         zero=strategy.zero,
         offload=strategy.offload,
         checkpointing=strategy.checkpointing,
+        checkpointed_layers=strategy.checkpointed_layers,
         attention=strategy.attention,
         loss=strategy.loss,
         packing=strategy.packing,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Verdict = Literal["fits", "tight", "does_not_fit"]
-KnobValue = bool | int | float | str
+KnobValue = bool | int | float | str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

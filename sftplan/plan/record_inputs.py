@@ -94,7 +94,11 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StrategyRecord:
-    """Every knob with its value; `pinned` names those that were given."""
+    """Every knob with its value; `pinned` names those that were given.
+
+    `checkpointed_layers` are those, from the first, that are checkpointed as said, the others one step
+    lighter; None: all are.
+    """
 
     precision: Precision
     zero: int
@@ -110,4 +114,5 @@ class StrategyRecord:
     allocator: Allocator
     attention_dropout: float | Literal["model"]
     max_grad_norm: float
+    checkpointed_layers: int | None = None
     pinned: list[str] = field(default_factory=list)

@@ -40,7 +40,7 @@ CHOICES: Mapping[str, type[StrEnum]] = {
     "allocator": Allocator,
 }
 SWITCHES = ("packing", "compile")
-COUNTS = ("micro_batch", "accumulation")
+COUNTS = ("checkpointed_layers", "micro_batch", "accumulation")
 STRATEGY_KNOBS = (*CHOICES, "zero", *SWITCHES, *COUNTS, "attention_dropout", "max_grad_norm")
 
 

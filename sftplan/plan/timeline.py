@@ -47,7 +47,7 @@ def events_of(plan: Plan, strategy: Strategy, *, num_gpus: int, gpus_per_node: i
     evaluator = make_evaluator(
         model, workload_of(plan), num_gpus=num_gpus, gpus_per_node=gpus_per_node
     )
-    return evaluator.events(strategy, chip_of(plan.inputs.hardware.gpu), model.num_layers)
+    return evaluator.events(strategy, chip_of(plan.inputs.hardware.gpu))
 
 
 def passes_captured(plan: Plan, strategy: Strategy) -> bool:

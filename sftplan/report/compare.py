@@ -28,7 +28,9 @@ def short_strategy(row: Row) -> str:
     if chosen.zero:
         words.append(f"Z{chosen.zero}")
     if chosen.checkpointing != "none":
-        words.append(f"{chosen.checkpointing} ckpt")
+        layers = chosen.checkpointed_layers
+        part = "" if layers is None else f" {layers} layers"
+        words.append(f"{chosen.checkpointing} ckpt{part}")
     if chosen.offload != "none":
         words.append("offload" if chosen.offload == "all" else f"{chosen.offload} offl.")
     return ", ".join(words)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from sftplan.errors import UsageError, did_you_mean
 from sftplan.report import terms
 from sftplan.report.terms import TERMS, Term
+from sftplan.report.words import checkpointing_words
 from sftplan.units import format_duration, format_gib
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def _run_numbers(plan: Plan) -> dict[str, str]:
         "parameters": f"{plan.inputs.model.num_parameters:,}",
         "zero": f"stage {strategy.zero} on {plan.inputs.hardware.num_gpus} GPUs",
         "offload": strategy.offload.value,
-        "checkpointing": strategy.checkpointing.value,
+        "checkpointing": checkpointing_words(strategy),
     }
     if time.step_s is not None:
         numbers["step-time"] = format_duration(time.step_s)

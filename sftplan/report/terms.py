@@ -173,7 +173,8 @@ TERMS: dict[str, Term] = dict(
             "checkpointing",
             "activations that backward computes again",
             "full: one b T d tensor per layer is kept, and forward runs twice (+1/3 FLOPs); "
-            "selective: products and attention are kept, what lies between runs again",
+            "selective: products and attention are kept, what lies between runs again; of some layers, "
+            "from the first, where that is all it takes",
             "[CKPT]; selective as in Korthikanti et al. 2022, arXiv:2205.05198, section 5",
             "sftplan/step",
         ),

@@ -46,6 +46,10 @@ def knob_words(knob: str, value: KnobValue) -> str:
             return str(value)
         case "offload", _:
             return f"offload to {value}" if value == "nvme" else f"{value} offload"
+        case "checkpointed_layers", None:
+            return "all layers checkpointed"
+        case "checkpointed_layers", _:
+            return f"{value} layers checkpointed"
         case (("checkpointing" | "attention" | "loss"), _):
             return f"{value} {knob}"
         case "allocator", _:
@@ -61,27 +65,41 @@ def change_words(change: Mapping[str, KnobValue]) -> str:
 
     >>> change_words({"micro_batch": 8, "accumulation": 4})
     'micro-batch 8'
+    >>> change_words({"checkpointing": "full", "checkpointed_layers": None})
+    'full checkpointing'
     """
     shown = dict(change)
     if "micro_batch" in shown:
         shown.pop("accumulation", None)
+    if "checkpointing" in shown and shown.get("checkpointed_layers") is None:
+        shown.pop("checkpointed_layers", None)
     return ", ".join(knob_words(knob, value) for knob, value in shown.items())
 
 
 def options_of(change: Mapping[str, KnobValue]) -> str:
-    """A change as one would type it.
+    """A change as one would type it; None is what an option left out means.
 
     >>> options_of({"gpus": 2, "packing": False})
     '--gpus 2 --no-packing'
     """
     words = []
     for knob, value in change.items():
+        if value is None:
+            continue
         name = "seq" if knob == "seq_len" else knob.replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{name}" if value else f"--no-{name}")
         else:
             words.append(f"--{name} {value}")
     return " ".join(words)
+
+
+def checkpointing_words(strategy: StrategyRecord) -> str:
+    """What is computed again, and in how many layers where not in all."""
+    words = knob_words("checkpointing", strategy.checkpointing.value)
+    if strategy.checkpointed_layers is None:
+        return words
+    return f"{words} of {strategy.checkpointed_layers} layers, {strategy.checkpointing.lighter} of the others"
 
 
 def strategy_words(strategy: StrategyRecord) -> list[str]:
@@ -91,7 +109,7 @@ def strategy_words(strategy: StrategyRecord) -> list[str]:
         f"micro-batch {strategy.micro_batch}",
         knob_words("attention", strategy.attention.value),
         knob_words("loss", strategy.loss.value),
-        knob_words("checkpointing", strategy.checkpointing.value),
+        checkpointing_words(strategy),
         knob_words("packing", strategy.packing),
         knob_words("compile", strategy.compile),
     ]

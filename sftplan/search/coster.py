@@ -6,7 +6,8 @@ repeats work and a larger batch repeats none:
 1. `bound_bytes` grows with the micro-batch as long as gradients are accumulated. A step of one
    forward pass is apart: no gradients wait beside its activations.
 2. Each further checkpointing (none, selective, full), and the loss in chunks, needs at least as
-   much time and at most as much memory at the same micro-batch.
+   much time and at most as much memory at the same micro-batch. Of layers that are checkpointed one
+   by one, memory is convex in their number.
 3. Rows of equal length take no longer in larger micro-batches, within the tie tolerance.
 4. An example takes no longer in packed rows without a mask than in padded rows.
 """
@@ -79,8 +80,8 @@ class Ledger:
         return self._bytes[strategy]
 
     def inflation(self, strategy: Strategy) -> float:
-        """By how much exact estimates of its branch, whatever their micro-batch, exceeded cheap ones."""
-        return self._inflation.get(_branch(strategy), 1.0)
+        """By how much exact estimates of its branch, whatever micro-batch and layers, exceeded cheap ones."""
+        return self._inflation.get(_branch(strategy), 1.0) if self._inflation else 1.0
 
     def step_s(self, strategy: Strategy) -> float:
         """The cheap step time of a strategy."""
@@ -98,7 +99,7 @@ class Ledger:
 
 
 def _branch(strategy: Strategy) -> Strategy:
-    return replace(strategy, micro_batch=1, accumulation=1)
+    return replace(strategy, micro_batch=1, accumulation=1, checkpointed_layers=None)
 
 
 def capacity_bytes(hardware: Hardware) -> int:

@@ -2,11 +2,13 @@
 
 Families are taken in the order of what they could reach at best: their plain branch at the largest
 micro-batch, whether that fits or not (laws 2 to 4 of `coster`). A family, or a branch of it, that
-could not come within the tie tolerance of the fastest found so far is never looked into.
+could not come within the tie tolerance of the fastest found so far is never looked into. Where all layers
+checkpointed fit and none do not, as few are as it takes.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from sftplan.search.space import Branch, Family
 
 TIE_FRACTION = 0.01  # what is within it of the fastest is as fast: estimates are no better
+MAX_CHORDS = 3  # after which hardly a layer is found
 _PADDED: dict[str, Any] = {"packing": False, "attention": Attention.SDPA}
 
 
@@ -38,6 +41,7 @@ def num_mechanisms(strategy: Strategy) -> int:
         + (strategy.accumulation > 1)
         + list(Offload).index(strategy.offload)
         + list(Checkpointing).index(strategy.checkpointing)
+        + (strategy.checkpointed_layers is not None)
         + (strategy.loss is Loss.CHUNKED)
         + strategy.packing
         + strategy.compile
@@ -136,6 +140,10 @@ class Explorer:
                 self._walk(branch)
             else:
                 too_slow.append(place)
+        for (saving, loss), branch in family.branches.items():
+            lighter = family.branches.get((saving - 1, loss))
+            if lighter is not None and self._may_win(self._branch_at_best(lighter)):
+                self._mix(lighter, branch)
 
     def _walk(self, branch: Branch) -> None:
         """From the largest micro-batch that fits downwards, while that is not too slow."""
@@ -144,12 +152,47 @@ class Explorer:
             if not self._fits(branch, index):
                 continue
             seconds = self._seconds(branch, index)
-            strategy = branch.at(index)
-            used = self._ledger.used_bytes(strategy)
-            self._found.append(Candidate(strategy=strategy, used_bytes=used, seconds=seconds))
-            self._fastest = min(self._fastest, seconds)
+            self._find(branch.at(index), seconds)
             if branch.steady and index < top and not self._may_win(seconds):
                 break
+
+    def _mix(self, lighter: Branch, branch: Branch) -> None:
+        """Micro-batches that fit with every layer checkpointed as the branch is, but not with none."""
+        for index in reversed(range(len(branch.micros))):
+            if self._fits(lighter, index):
+                if branch.steady:
+                    break
+                continue
+            if not self._fits(branch, index):
+                continue
+            if not self._may_win(self._seconds(lighter, index)):
+                if branch.steady:
+                    break
+                continue
+            strategy = self._fewest_layers(lighter.at(index), branch.at(index), branch.layers)
+            if strategy.checkpointed_layers is not None:
+                self._find(strategy, self._ledger.step_s(strategy) / branch.examples)
+
+    def _find(self, strategy: Strategy, seconds: float) -> None:
+        used = self._ledger.used_bytes(strategy)
+        self._found.append(Candidate(strategy=strategy, used_bytes=used, seconds=seconds))
+        self._fastest = min(self._fastest, seconds)
+
+    def _fewest_layers(self, light: Strategy, heavy: Strategy, layers: int) -> Strategy:
+        """As few layers checkpointed as fit: memory is convex in their number, so chords err upwards."""
+        inflation = max(self._inflation, *map(self._ledger.inflation, (light, heavy)))
+        limit, most = self._limit / inflation, self._ledger.used_bytes(light)
+        best, used = heavy, self._ledger.used_bytes(heavy)
+        for _ in range(MAX_CHORDS):
+            if not used <= limit < most:
+                break
+            fewer = math.ceil(layers * (most - limit) / (most - used))
+            if fewer == layers:
+                break
+            layers, strategy = fewer, replace(heavy, checkpointed_layers=fewer)
+            used = self._ledger.used_bytes(strategy)
+            best = strategy if used <= limit else best
+        return best
 
     def _largest(self, branch: Branch) -> int:
         """Index of the largest micro-batch that fits, by bisection; -1 if none does (law 1)."""

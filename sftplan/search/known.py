@@ -24,6 +24,9 @@ def check_traced_pins(pins: Mapping[str, Any], anatomy: Anatomy, model_type: str
         _refuse(option, f"{model_type} is traced unsharded", "`--zero 0 --offload none`")
     if pins.get("compile"):
         _refuse("--compile", f"{model_type} is traced uncompiled", "`--no-compile`")
+    if pins.get("checkpointed_layers"):
+        option = f"--checkpointed-layers {pins['checkpointed_layers']}"
+        _refuse(option, f"{model_type} is traced with all layers alike", "leave it out")
     attention = pins.get("attention")
     if attention is not None and attention not in anatomy.attentions:
         others = " or ".join(f"`--attention {kind}`" for kind in anatomy.attentions)

@@ -146,11 +146,15 @@ def _smaller(space: Space, strategy: Strategy) -> list[Change]:
 
 
 def _checkpointings(strategy: Strategy) -> list[Change]:
+    """Of all layers, as they are now first where only some are."""
     order = list(Checkpointing)
     place = order.index(strategy.checkpointing)
     others = sorted((each for each in order if each is not strategy.checkpointing), key=order.index)
     others.sort(key=lambda each: abs(order.index(each) - place))
-    return [{"checkpointing": each} for each in others]
+    if strategy.checkpointed_layers is None:
+        return [{"checkpointing": each} for each in others]
+    every: Change = {"checkpointed_layers": None}
+    return [every, *({"checkpointing": each, **every} for each in others)]
 
 
 def _zeros(space: Space, strategy: Strategy) -> list[Change]:

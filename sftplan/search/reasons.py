@@ -21,6 +21,7 @@ DECISIONS = (
     "zero",
     "offload",
     "checkpointing",
+    "checkpointed_layers",
     "attention",
     "loss",
     "packing",
@@ -63,7 +64,9 @@ def _name(strategy: Strategy, knob: str) -> str:
 
 
 def _value(value: KnobValue) -> str:
-    return ("on" if value else "off") if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "all" if value is None else str(value)
 
 
 def _against(chosen: Option, other: Option) -> str:

@@ -103,7 +103,7 @@ def _unpinned(search: Search) -> Iterator[_Attempt]:
     pins = search.space.pins
     for group, knobs in (
         ("offload", ("offload",)),
-        ("checkpointing", ("checkpointing",)),
+        ("checkpointing", ("checkpointing", "checkpointed_layers")),
         ("micro_batch", ("micro_batch", "accumulation")),
     ):
         if not any(knob in pins for knob in knobs):

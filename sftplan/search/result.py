@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from sftplan.facts.strategy import Strategy
     from sftplan.search.coster import Verdict
 
-KnobValue = bool | int | float | str
+KnobValue = bool | int | float | str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,8 @@
 """Which strategies there are: values of each knob, and which of them go together.
 
 A *family* fixes precision, packing, attention, compilation and ZeRO stage. Within it a *branch*
-fixes the two memory savers, checkpointing and the loss; in a branch only the micro-batch is open.
+fixes the two memory savers, checkpointing and the loss; in a branch only the micro-batch is open, and
+between two branches how many layers are checkpointed as in the one, the others as in the other.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Branch:
     micros: tuple[int, ...]
     examples: float  # of one GPU per step
     steady: bool  # rows are equally long, so a larger micro-batch is no slower
+    layers: int  # that may be checkpointed one by one; 1: all or none
 
     def at(self, index: int) -> Strategy:
         """The strategy with the micro-batch of that index."""
@@ -140,6 +142,12 @@ class Space:
         return self._pinned("checkpointing", *Checkpointing)
 
     @property
+    def checkpointed_layers(self) -> int | None:
+        """Layers that are pinned to be checkpointed; None: all."""
+        pinned = self.pins.get("checkpointed_layers", self.model.num_layers)
+        return None if pinned == self.model.num_layers else int(pinned)
+
+    @property
     def losses(self) -> tuple[Loss, ...]:
         """From fast to lean. Without data each position may be trained on: nothing is lost."""
         if self.model.anatomy is not None and not self.model.anatomy.plain_head:
@@ -187,6 +195,7 @@ class Space:
             micros=micro_batches(rows, self.pins),
             examples=rows * examples_per_row(self.workload, packing=packing),
             steady=packing or self.workload.lengths is None,
+            layers=1 if self.model.anatomy is not None else self.model.num_layers,
         )
 
     def family(self, template: Strategy) -> Family:
@@ -206,6 +215,7 @@ class Space:
         """All families with that offload."""
         base = Strategy(
             offload=offload,
+            checkpointed_layers=self.checkpointed_layers,
             optimizer=self.pins.get("optimizer", Optimizer.ADAMW),
             allocator=self.pins.get("allocator", Allocator.EXPANDABLE),
             attention_dropout=self.pins.get("attention_dropout", 0.0),
@@ -229,14 +239,18 @@ class Space:
     def strategies(self, offload: Offload) -> Iterator[Strategy]:
         """Every single one, for whom pruning is no matter."""
         for family in self.families(offload):
-            for branch in family.branches.values():
-                yield from (branch.at(index) for index in range(len(branch.micros)))
+            for (saving, _), branch in family.branches.items():
+                for index in range(len(branch.micros)):
+                    yield branch.at(index)
+                    for layers in range(1, branch.layers if saving else 1):
+                        yield replace(branch.at(index), checkpointed_layers=layers)
 
 
 def check_pins(pins: Mapping[str, Any], model: ModelShape) -> None:
     """Refuse pins that exclude each other, or that this model cannot be planned with."""
     if model.anatomy is not None:
         check_traced_pins(pins, model.anatomy, model.model_type)
+    _check_checkpointed(pins, model)
     offload, zero = pins.get("offload", Offload.NONE), pins.get("zero")
     if offload is Offload.NONE:
         return
@@ -249,3 +263,19 @@ def check_pins(pins: Mapping[str, Any], model: ModelShape) -> None:
     if pins.get("optimizer") is Optimizer.ADAMW_8BIT:
         message = f"--optimizer adamw-8bit steps on the GPU, --offload {offload} on the host"
         raise UsageError(message, "leave one of them out")
+
+
+def _check_checkpointed(pins: Mapping[str, Any], model: ModelShape) -> None:
+    layers = pins.get("checkpointed_layers")
+    if layers is None:
+        return
+    kind, option = pins.get("checkpointing"), f"--checkpointed-layers {layers}"
+    if kind is None or kind is Checkpointing.NONE:
+        said = (
+            "does not say how" if kind is None else f"and --checkpointing {kind} exclude each other"
+        )
+        message = f"{option} {said}"
+        raise UsageError(message, "`--checkpointing full`, or `--checkpointing selective`")
+    if layers > model.num_layers:
+        message = f"{option}: {model.name} has {model.num_layers} layers"
+        raise UsageError(message, "leave it out for all of them")

@@ -101,12 +101,13 @@ def hidden_states(
     compiles = strategy.compile and can_compile(model) and not eager
     for number, layer in enumerate(weights.layers):
         tape.mark("forward", number)
+        kind = strategy.checkpointing_at(number)
         if compiles:  # checkpointing is part of the block
-            x = compiled_layer(tape, context, number, layer, x)
-        elif strategy.checkpointing is Checkpointing.NONE:
+            x = compiled_layer(tape, context, kind, layer, x)
+        elif kind is Checkpointing.NONE:
             x = _layer(tape, context, number, layer, x)
         else:
-            selective = strategy.checkpointing is Checkpointing.SELECTIVE
+            selective = kind is Checkpointing.SELECTIVE
             call = partial(_layer, tape, context, number, layer)
             x = tape.checkpoint(call, x, selective=selective)
             del call

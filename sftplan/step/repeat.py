@@ -1,7 +1,8 @@
 """Many equal layers from a few: the events of a tape of five layers, written out for any number.
 
-The first two and the last two layers stand as they are; the middle one is repeated. Storages are renamed by the
-layer that owns them and their place among those born with them.
+The first two and the last two layers stand as they are; the middle one is repeated. Layers that are checkpointed
+and layers that are not are five each. Storages are renamed by the layer that owns them and their place among
+those born with them.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from sftplan.step.tape import Tape
+
+    Times = Mapping[int, int]
 
 FEW_LAYERS = 5
 MIDDLE = 2
@@ -63,26 +66,40 @@ def stretches(events: Events | Tape) -> Iterator[tuple[int, int, str]]:
         yield start, stop, label
 
 
-def multiplicity(layer: int | None, num_layers: int) -> int:
-    """For how many layers of the many a layer of the few stands.
+def times_of(*stretches: int) -> dict[int, int]:
+    """For how many layers each of the few stands that stands for more than one; equal layers by stretch.
 
-    >>> [multiplicity(layer, 36) for layer in range(5)]
-    [1, 1, 32, 1, 1]
+    >>> times_of(36), times_of(8, 28), times_of(3)
+    ({2: 32}, {2: 4, 7: 24}, {})
     """
-    return num_layers - FEW_LAYERS + 1 if layer == MIDDLE else 1
+    times = {}
+    before = 0
+    for layers in stretches:
+        if layers > FEW_LAYERS:
+            times[before + MIDDLE] = layers - FEW_LAYERS + 1
+        before += min(layers, FEW_LAYERS)
+    return times
 
 
-def sequence(few: list[Segment], num_layers: int) -> Iterator[tuple[Segment, int]]:
+def _shift(layer: int | None, times: Times) -> int:
+    """By how much the number of a layer grows, by those before it that stand for several."""
+    if layer is None:
+        return 0
+    return sum(many - 1 for middle, many in times.items() if middle < layer)
+
+
+def sequence(few: list[Segment], times: Times) -> Iterator[tuple[Segment, int]]:
     """The few segments in the order of the many, each with the shift of its layer."""
-    last = num_layers - FEW_LAYERS
     for segment in few:
-        if segment.layer != MIDDLE:
-            yield segment, last if segment.layer is not None and segment.layer > MIDDLE else 0
-            continue
-        shifts = range(last + 1)
+        shift = _shift(segment.layer, times)
+        shifts = range(shift, shift + _times(segment.layer, times))
         yield from (
             (segment, s) for s in (reversed(shifts) if segment.phase == "backward" else shifts)
         )
+
+
+def _times(layer: int | None, times: Times) -> int:
+    return 1 if layer is None else times.get(layer, 1)
 
 
 class _Names:
@@ -101,12 +118,12 @@ class _Names:
         self.numbers: dict[tuple[tuple[str, int, int], int | None], int] = {}
 
 
-def expand(tape: Tape, num_layers: int) -> Events:
-    """The events of `num_layers` layers from those of five."""
+def expand(tape: Tape, times: Times) -> Events:
+    """The events of all layers from those of a few."""
     few = segments(tape)
     names = _Names(tape, few)
     out = Events([], [], [], [])
-    for segment, shift in sequence(few, num_layers):
+    for segment, shift in sequence(few, times):
         layer = None if segment.layer is None else segment.layer + shift
         label = segment.phase if layer is None else f"{segment.phase} {layer}"
         out.marks.append((len(out.events), label))
@@ -114,25 +131,22 @@ def expand(tape: Tape, num_layers: int) -> Events:
         if layer is not None:
             _write(tape, stretch, shift, names, out)
         else:
-            _write_for_all(tape, stretch, num_layers, names, out)
+            _write_for_all(tape, stretch, times, names, out)
     return out
 
 
 def _write_for_all(
-    tape: Tape, stretch: list[int], num_layers: int, names: _Names, out: Events
+    tape: Tape, stretch: list[int], times: Times, names: _Names, out: Events
 ) -> None:
-    """A stretch of no single layer: what it does to the middle layer it does to all it stands for."""
-    last = num_layers - FEW_LAYERS
+    """A stretch of no single layer: what it does to a middle layer it does to all that it stands for."""
     before: int | None = None
     for owner, run in groupby(stretch, key=lambda e: tape.owners[e if e >= 0 else ~e]):
         events = list(run)
-        if owner == MIDDLE:
-            shifts = range(last + 1)
-            falling = before is not None and before > MIDDLE
-            for shift in reversed(shifts) if falling else shifts:
-                _write(tape, events, shift, names, out)
-        else:
-            _write(tape, events, last if owner is not None and owner > MIDDLE else 0, names, out)
+        shift = _shift(owner, times)
+        shifts = range(shift, shift + _times(owner, times))
+        falling = before is not None and owner is not None and before > owner
+        for each in reversed(shifts) if falling else shifts:
+            _write(tape, events, each, names, out)
         before = owner
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cached_property
 from itertools import groupby
 from operator import itemgetter
@@ -13,7 +12,6 @@ from sftplan.facts.strategy import Precision
 from sftplan.step.chip import HOPPER, Chip
 from sftplan.step.forward import build_buffers, build_weights, head_of, hidden_states
 from sftplan.step.loss import head_input, loss_of
-from sftplan.step.repeat import FEW_LAYERS, MIDDLE
 from sftplan.step.shard import Shards
 from sftplan.step.sharding import Sharding, sharding_of
 from sftplan.step.tape import Tape
@@ -22,7 +20,7 @@ from sftplan.step.traced import play
 from sftplan.step.update import Update, clip
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from sftplan.facts.model import ModelShape
     from sftplan.facts.strategy import Strategy
@@ -31,6 +29,7 @@ if TYPE_CHECKING:
 
 AUTOCAST = {Precision.FP16_MIXED: DType.FP16, Precision.BF16_MIXED: DType.BF16}
 LOW_WEIGHTS = (Precision.BF16_TRUE, Precision.BF16_MASTER)
+ONCE: Mapping[int, int] = {}
 STEADY_PASSES = 2  # with gradients there from the first pass, the second is like all that follow
 
 
@@ -47,18 +46,18 @@ def simulate(
     num_gpus: int = 1,
     num_steps: int = 2,
     chip: Chip = HOPPER,
-    num_layers: int | None = None,
+    times: Mapping[int, int] = ONCE,
     tracer: Tracer | None = None,
 ) -> Tape:
     """The tape of the first steps of one rank, from the building of the model on.
 
     The second step is like all that follow: the optimizer's states exist and the allocator's cache is
-    warm. Of many accumulated passes only the first few are on the tape. `num_layers` are those of the
-    whole model where `model` has only a few of them: some buffers grow with all. `tracer` has the passes
+    warm. Of many accumulated passes only the first few are on the tape. `times`: for how many
+    layers one of the model's stands, where for several: some buffers grow with all. `tracer` has the passes
     of a model whose family is not written here.
     """
     sharding = sharding_of(strategy, num_gpus)
-    run = _Run(model, strategy, batch, sharding, chip, num_layers=num_layers, tracer=tracer)
+    run = _Run(model, strategy, batch, sharding, chip, times=times, tracer=tracer)
     for step in range(num_steps):
         run.step(first=not step)
     run.tape.mark("end")
@@ -72,7 +71,7 @@ def steady(
     *,
     num_gpus: int = 1,
     chip: Chip = HOPPER,
-    num_layers: int | None = None,
+    times: Mapping[int, int] = ONCE,
     tracer: Tracer | None = None,
 ) -> Tape:
     """The tape of one step as all later ones are: states and, while accumulating, gradients are there.
@@ -81,9 +80,7 @@ def steady(
     those of `simulate`; what an allocator's cache holds from earlier steps is not in it.
     """
     sharding = sharding_of(strategy, num_gpus)
-    run = _Run(
-        model, strategy, batch, sharding, chip, passes=1, num_layers=num_layers, tracer=tracer
-    )
+    run = _Run(model, strategy, batch, sharding, chip, passes=1, times=times, tracer=tracer)
     run.settle()
     run.step(first=False)
     run.tape.mark("end")
@@ -102,7 +99,7 @@ class _Run:
         chip: Chip,
         *,
         passes: int = STEADY_PASSES,
-        num_layers: int | None = None,
+        times: Mapping[int, int] = ONCE,
         tracer: Tracer | None = None,
     ) -> None:
         self.model, self.strategy, self.batch = model, strategy, batch
@@ -121,7 +118,7 @@ class _Run:
         if model.tied_embeddings and not on_host:
             width = model.embedding_size or model.hidden_size
             tape.scratch(model.vocab_size * width * dtype.size)
-        order = self._order(num_layers or model.num_layers)
+        order = self._order(times)
         self.update = Update(strategy, order)
         self.shards: Shards | None = None
         if sharding.uses_deepspeed:
@@ -134,13 +131,13 @@ class _Run:
         else:
             self.update.prepare(tape, self.weights.ordered)
 
-    def _order(self, num_layers: int) -> list[int]:
+    def _order(self, times: Mapping[int, int]) -> list[int]:
         """Which weight of the tape stands for each of the whole model's, in that one's order."""
         order: list[int] = []
-        times = num_layers - self.model.num_layers + 1
         numbered = enumerate(layer for layer, _ in self.weights.ordered)
         for layer, places in groupby(numbered, key=itemgetter(1)):
-            order += [place for place, _ in places] * (times if layer == MIDDLE else 1)
+            alike = 1 if layer is None else times.get(layer, 1)
+            order += [place for place, _ in places] * alike
         return order
 
     def settle(self) -> None:
@@ -213,15 +210,3 @@ class _Run:
         if self.shards is not None:
             tape.mark("backward end")
             self.shards.end_pass(last=last)
-
-
-def few_layers(model: ModelShape, seq_len: int) -> ModelShape | None:
-    """The model with the few layers that stand for all, or None where layers differ in their ops."""
-    if model.num_layers <= FEW_LAYERS or model.dense_layers:
-        return None
-    if model.anatomy is not None and not model.anatomy.alike:
-        return None
-    window = model.sliding_window
-    if model.layer_kinds and window is not None and seq_len > window:
-        return None
-    return replace(model, num_layers=FEW_LAYERS, layer_kinds=())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sftplan.facts.strategy import Checkpointing
+from sftplan.facts.strategy import Checkpointing, checkpointing_of
 from sftplan.train.activation import sigmoid_gelus
 from sftplan.train.checkpointing import checkpointed
 from sftplan.train.dropout import hash_dropouts
@@ -29,9 +29,10 @@ def blocks_of(model: Any) -> list[torch.nn.Module]:
 
 
 def prepare_blocks(
-    model: Any, *, checkpointing: Checkpointing, compiled: bool, captured: bool = False
-) -> Redraws | None:
-    """Make every block checkpointed, compiled, or both: compiled around the checkpoint.
+    model: Any, *, checkpointing: Checkpointing, checkpointed_layers: int | None = None,
+    compiled: bool, captured: bool = False,
+) -> Redraws | None:  # fmt: skip
+    """Make blocks checkpointed, compiled, or both: compiled around the checkpoint.
 
     What graphs of `captured` passes draw again comes back; compiled blocks see to that themselves.
     """
@@ -47,7 +48,8 @@ def prepare_blocks(
         redraws = Redraws(model, blocks)
     for number, block in enumerate(blocks):
         redraw = None if redraws is None else redraws.of_blocks[number]
-        forward = checkpointed(block.forward, checkpointing, redraw)
+        kind = checkpointing_of(checkpointing, checkpointed_layers, number)
+        forward = checkpointed(block.forward, kind, redraw)
         if compiled:
             forward = torch.compile(forward, dynamic=False)
         block.forward = forward

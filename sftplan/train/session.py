@@ -84,8 +84,8 @@ def build_stepper(
         device=place_to_build(strategy.zero, device, world_size), seed=settings.seed, drawn_on=device,
     )  # fmt: skip
     redraws = prepare_blocks(
-        model, checkpointing=strategy.checkpointing, compiled=strategy.compile,
-        captured=kernel.captured,
+        model, checkpointing=strategy.checkpointing, checkpointed_layers=strategy.checkpointed_layers,
+        compiled=strategy.compile, captured=kernel.captured,
     )  # fmt: skip
     response, chunk = loss_functions(compiled=strategy.compile)
     update: Update | ShardedUpdate

@@ -9,8 +9,8 @@ from sftplan.plan.file import document
 if TYPE_CHECKING:
     from sftplan.plan.record import Plan
 
-KNOBS = ("precision", "zero", "offload", "checkpointing", "attention", "loss", "packing", "compile",
-         "micro_batch", "accumulation", "allocator")  # fmt: skip
+KNOBS = ("precision", "zero", "offload", "checkpointing", "checkpointed_layers", "attention", "loss", "packing",
+         "compile", "micro_batch", "accumulation", "allocator")  # fmt: skip
 
 
 def next_safe_plan(plan: Plan, beyond_bytes: int) -> dict[str, object]:

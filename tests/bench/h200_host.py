@@ -193,12 +193,14 @@ def formula_s(case: Case) -> dict[str, float]:
     from sftplan.cost.passes import Passes
     from sftplan.facts.profiles import load_hardware
     from sftplan.step.batch import Batch
+    from sftplan.step.few import few_layers
     from sftplan.step.repeat import MIDDLE
-    from sftplan.step.simulate import few_layers, steady
+    from sftplan.step.simulate import steady
 
     model = builtin(case.model)
     batch = Batch(rows=ROWS, length=512, num_targets=0)
-    tape = steady(few_layers(model, 512) or model, case.strategy, batch)
+    few = few_layers(model, case.strategy, 512)
+    tape = steady(few.model, few.strategy, batch)
     passes = Passes(tape, {MIDDLE: TWICE})
     segments = passes.priced(device_of(load_hardware("h200-sxm")), drops=False, captured=False)[
         -1

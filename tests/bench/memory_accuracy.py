@@ -17,18 +17,19 @@ from rows import OURS, name_of, read_rows, strategy_of
 from sftplan.cost.allocator import replay
 from sftplan.facts.catalogue import builtin
 from sftplan.step.batch import Batch
+from sftplan.step.few import few_layers
 from sftplan.step.repeat import expand
-from sftplan.step.simulate import few_layers, simulate
+from sftplan.step.simulate import simulate
 
 
 def errors(row: dict[str, str]) -> tuple[float, float]:
     """Relative errors of allocated and reserved memory."""
     model, length = builtin(row["model"]), int(row["seq_len"])
     strategy = strategy_of(row)
-    few = few_layers(model, length)
+    few = few_layers(model, strategy, length)
     batch = Batch(rows=strategy.micro_batch, length=length, num_targets=0)
-    tape = simulate(few or model, strategy, batch, num_layers=model.num_layers)
-    events = expand(tape, model.num_layers) if few else tape
+    tape = simulate(few.model, few.strategy, batch, times=few.times)
+    events = expand(tape, few.times)
     peak = replay(events.events, events.sizes, expandable=row["allocator"] == "expandable")
     return (
         peak.peak_allocated_bytes / int(row["peak_allocated_bytes"]) - 1,

@@ -19,8 +19,8 @@ from sftplan.cost.time import time_of
 from sftplan.facts.profiles import load_hardware
 from sftplan.facts.resolve import resolve_model
 from sftplan.step.batch import Batch
-from sftplan.step.repeat import MIDDLE, multiplicity
-from sftplan.step.simulate import few_layers, steady
+from sftplan.step.few import few_layers
+from sftplan.step.simulate import steady
 
 APART = 1.1  # pairs that differ by less are no test of the order
 
@@ -28,12 +28,10 @@ APART = 1.1  # pairs that differ by less are no test of the order
 def predicted(row: dict[str, str]) -> StepTime:
     model = resolve_model(row["model"])
     strategy, length = strategy_of(row), int(row["seq_len"])
-    few = few_layers(model, length)
-    times = {} if few is None else {MIDDLE: multiplicity(MIDDLE, model.num_layers)}
-    tape = steady(
-        few or model, strategy, Batch(rows=strategy.micro_batch, length=length, num_targets=0)
-    )
-    return time_of(Passes(tape, times), strategy, model, load_hardware("h200-sxm"))
+    few = few_layers(model, strategy, length)
+    batch = Batch(rows=strategy.micro_batch, length=length, num_targets=0)
+    tape = steady(few.model, few.strategy, batch)
+    return time_of(Passes(tape, few.times), strategy, model, load_hardware("h200-sxm"))
 
 
 def in_order(times: list[tuple[float, float]]) -> float:

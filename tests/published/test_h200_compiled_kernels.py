@@ -14,8 +14,8 @@ from sftplan.facts.profiles import load_hardware
 from sftplan.facts.strategy import Strategy
 from sftplan.plan.request import read_pins
 from sftplan.step.batch import Batch
-from sftplan.step.repeat import MIDDLE, multiplicity
-from sftplan.step.simulate import few_layers, steady
+from sftplan.step.few import few_layers
+from sftplan.step.simulate import steady
 
 FILE = Path(__file__).with_name("h200_compiled_kernels.csv")
 KNOBS = ("precision", "checkpointing", "loss")
@@ -33,10 +33,10 @@ def planned_s(row: dict[str, str]) -> float:
         rows=rows, length=length, num_targets=int(row["num_targets"]),
         documents=tuple(map(int, row["documents"].split())),
     )  # fmt: skip
-    tape = steady(few_layers(model, length) or model, strategy, batch, num_layers=model.num_layers)
-    times = {MIDDLE: multiplicity(MIDDLE, model.num_layers)}
+    few = few_layers(model, strategy, length)
+    passes = Passes(steady(few.model, few.strategy, batch, times=few.times), few.times)
     hardware = load_hardware("h200-sxm")
-    seconds = time_of(Passes(tape, times), strategy, model, hardware, captured=True).step_s
+    seconds = time_of(passes, strategy, model, hardware, captured=True).step_s
     assert seconds is not None
     return seconds
 

@@ -16,8 +16,9 @@ from sftplan.facts.catalogue import builtin
 from sftplan.facts.profiles import load_hardware
 from sftplan.facts.strategy import Checkpointing, Loss, Precision, Strategy
 from sftplan.step.batch import Batch
+from sftplan.step.few import few_layers
 from sftplan.step.repeat import MIDDLE
-from sftplan.step.simulate import few_layers, steady
+from sftplan.step.simulate import steady
 
 HERE = Path(__file__).parent
 REFERENCE = load_hardware("h200-sxm")  # whose host is the reference
@@ -42,9 +43,8 @@ def _predicted(model_name: str, precision: str, checkpointing: str) -> dict[str,
         checkpointing=Checkpointing(checkpointing),
     )  # fmt: skip
     model = builtin(model_name)
-    tape = steady(
-        few_layers(model, 512) or model, strategy, Batch(rows=2, length=512, num_targets=0)
-    )
+    few = few_layers(model, strategy, 512)
+    tape = steady(few.model, few.strategy, Batch(rows=2, length=512, num_targets=0))
     passes = Passes(tape, {MIDDLE: TWICE})
     segments = passes.priced(device_of(REFERENCE), drops=False, captured=False)[-1].segments
     return {each.phase: each.host_s for each in segments if each.times == TWICE}

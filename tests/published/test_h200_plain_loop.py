@@ -14,8 +14,9 @@ from sftplan.cost.allocator import replay
 from sftplan.facts.catalogue import builtin
 from sftplan.facts.strategy import Attention, Checkpointing, Precision, Strategy
 from sftplan.step.batch import Batch
+from sftplan.step.few import few_layers
 from sftplan.step.repeat import expand
-from sftplan.step.simulate import few_layers, simulate
+from sftplan.step.simulate import simulate
 
 HERE = Path(__file__).parent
 
@@ -31,10 +32,10 @@ def _errors(row: dict[str, str]) -> tuple[float, float]:
         attention_dropout="model",
         max_grad_norm=float(row["max_grad_norm"]),
     )
-    few = few_layers(model, length)
+    few = few_layers(model, strategy, length)
     batch = Batch(rows=strategy.micro_batch, length=length, num_targets=0)
-    tape = simulate(few or model, strategy, batch, num_layers=model.num_layers)
-    events = expand(tape, model.num_layers) if few else tape
+    tape = simulate(few.model, few.strategy, batch, times=few.times)
+    events = expand(tape, few.times)
     peak = replay(events.events, events.sizes, expandable=row["allocator"] == "expandable")
     return (
         peak.peak_allocated_bytes / int(row["peak_allocated_bytes"]) - 1,

@@ -37,6 +37,7 @@ class Case:
     precision: Precision = Precision.FP32
     loss: Loss = Loss.RESPONSE
     checkpointing: Checkpointing = Checkpointing.NONE
+    checkpointed_layers: int | None = None
     scale: float | None = None
     resumes: bool = False
     like: str = "tied"
@@ -62,6 +63,9 @@ CASES = {
     "3 untied chunked checkpointed": Case(
         zero=3, tied=False, loss=Loss.CHUNKED, checkpointing=Checkpointing.FULL, like="untied",
         resumes=True,
+    ),
+    "3 untied half checkpointed": Case(
+        zero=3, tied=False, checkpointing=Checkpointing.FULL, checkpointed_layers=1, like="untied"
     ),
     "3 all untied full": Case(
         zero=3, offload=Offload.ALL, tied=False, loss=Loss.FULL, like="untied"

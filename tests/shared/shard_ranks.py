@@ -89,7 +89,10 @@ class Rank:
             config, precision=case.precision, attention="sdpa", seed=seed,
             device=place_to_build(case.zero, CPU, self.world_size),
         )  # fmt: skip
-        prepare_blocks(model, checkpointing=case.checkpointing, compiled=False)
+        prepare_blocks(
+            model, checkpointing=case.checkpointing, checkpointed_layers=case.checkpointed_layers,
+            compiled=False,
+        )  # fmt: skip
         return Stepper(
             model=model, update=self.update(model, case), precision=case.precision, loss=case.loss,
             max_grad_norm=1.0, device=CPU, world_size=self.world_size,

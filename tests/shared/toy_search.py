@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 from sftplan.cost.estimate import Compute, Estimate, GpuMemory, HostMemory, StepTime
@@ -26,10 +27,17 @@ from sftplan.search.space import Space
 from sftplan.units import GIB
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sftplan.facts.model import ModelShape
     from sftplan.search.result import Choice
 
-MODEL = builtin("gpt2-large")
+MODEL = replace(builtin("gpt2-large"), num_layers=6)
+KEPT = (
+    1.0,
+    0.5,
+    0.1,
+)  # of activations: nothing forgotten, what lies between products, all but the input
 RATES = Rates(
     matmul_fraction=0.75,
     hbm_fraction=0.9,
@@ -92,6 +100,12 @@ def workload(batch: int = 64, *, data: bool = False, tokens: int | None = None) 
     )
 
 
+def mean_of_layers(strategy: Strategy, figures: Sequence[float]) -> float:
+    """One figure for each kind of checkpointing, of all layers on average."""
+    kinds = map(strategy.checkpointing_at, range(MODEL.num_layers))
+    return fmean(figures[list(Checkpointing).index(kind)] for kind in kinds)
+
+
 @dataclass(kw_only=True)
 class ToyCoster:
     """Bytes and seconds of a step as sums of terms; `excess` is what the allocator adds."""
@@ -126,7 +140,7 @@ class ToyCoster:
             weights /= self.num_gpus
         if strategy.offload in (Offload.ALL, Offload.NVME):
             weights = 0.1
-        kept = {"none": 1.0, "selective": 0.5, "full": 0.1}[strategy.checkpointing]
+        kept = mean_of_layers(strategy, KEPT)
         rows = strategy.micro_batch * self.workload.seq_len / 1024
         eager = 2.0 if strategy.attention is Attention.EAGER else 1.0
         activations = rows * self.row_gib * kept * eager * (0.8 if strategy.compile else 1.0)
@@ -139,7 +153,7 @@ class ToyCoster:
     def step_seconds(self, strategy: Strategy, hardware: Hardware) -> float:
         self.cheap.add(strategy)
         rows = strategy.micro_batch * strategy.accumulation
-        row_s = 0.1 * (1 + self.recompute[list(Checkpointing).index(strategy.checkpointing)])
+        row_s = 0.1 * (1 + mean_of_layers(strategy, self.recompute))
         row_s *= self.compiled if strategy.compile else 1.0
         row_s *= {
             Precision.BF16_MASTER: 1.0,

@@ -19,8 +19,8 @@ from sftplan.facts.profiles import load_hardware
 from sftplan.facts.strategy import Attention, Checkpointing, Loss, Offload, Precision, Strategy
 from sftplan.facts.workload import Workload
 from sftplan.step.batch import Batch
-from sftplan.step.repeat import MIDDLE, multiplicity
-from sftplan.step.simulate import few_layers, simulate, steady
+from sftplan.step.few import Few, few_layers
+from sftplan.step.simulate import simulate, steady
 
 if TYPE_CHECKING:
     from sftplan.cost.estimate import StepTime
@@ -40,13 +40,13 @@ def timed(
     waits_for_mask: bool = False,
 ) -> StepTime:
     model = builtin(model_name)
-    few = None if whole else few_layers(model, 1024)
-    times = {} if few is None else {MIDDLE: multiplicity(MIDDLE, model.num_layers)}
+    alone = replace(strategy, zero=0, offload=Offload.NONE)
+    few = Few(model, alone, {}) if whole else few_layers(model, alone, 1024)
     rows = strategy.micro_batch
     targets = rows * 700 if strategy.loss is not Loss.FULL else 0
     batch = Batch(rows=rows, length=1024, num_targets=targets, documents=documents)
-    tape = steady(few or model, replace(strategy, zero=0, offload=Offload.NONE), batch)
-    return time_of(Passes(tape, times), strategy, model, hardware, waits_for_mask=waits_for_mask)
+    passes = Passes(steady(few.model, few.strategy, batch), few.times)
+    return time_of(passes, strategy, model, hardware, waits_for_mask=waits_for_mask)
 
 
 def seconds(strategy: Strategy, hardware: Hardware = H200) -> float:
@@ -162,9 +162,13 @@ def test_what_is_formed_again_is_drawn_again(checkpointing: Checkpointing, phase
     assert len(drawn) == phases
 
 
-@pytest.mark.parametrize("checkpointing", [Checkpointing.NONE, Checkpointing.FULL])
-def test_few_layers_stand_for_all(checkpointing: Checkpointing) -> None:
-    strategy = replace(PLAIN, checkpointing=checkpointing)
+@pytest.mark.parametrize(
+    ("checkpointing", "layers"),
+    [(Checkpointing.NONE, None), (Checkpointing.FULL, None), (Checkpointing.FULL, 6),
+     (Checkpointing.SELECTIVE, 10)],
+)  # fmt: skip
+def test_few_layers_stand_for_all(checkpointing: Checkpointing, layers: int | None) -> None:
+    strategy = replace(PLAIN, checkpointing=checkpointing, checkpointed_layers=layers)
     few, whole = timed(strategy, "gpt2"), timed(strategy, "gpt2", whole=True)
     assert few.step_s == pytest.approx(whole.step_s, rel=1e-3)
     assert few.optimizer_s == pytest.approx(whole.optimizer_s, rel=1e-3)
@@ -259,9 +263,8 @@ def test_nodes_are_joined_by_as_many_cards_as_gpus() -> None:
 
 def test_passes_read_once_serve_every_gpu_as_if_read_for_it() -> None:
     model, batch = builtin("gpt2-large"), Batch(rows=8, length=1024, num_targets=0)
-    few = few_layers(model, 1024)
-    assert few is not None
-    tape, times = steady(few, PLAIN, batch), {MIDDLE: multiplicity(MIDDLE, model.num_layers)}
+    few = few_layers(model, PLAIN, 1024)
+    tape, times = steady(few.model, few.strategy, batch), few.times
     passes = Passes(tape, times)
     for name in ("h200-sxm", "a100-80gb-sxm", "t4", "h200-sxm"):
         for strategy in (PLAIN, replace(PLAIN, accumulation=4, attention_dropout=0.0)):

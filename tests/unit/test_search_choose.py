@@ -78,6 +78,7 @@ COUPLED = (
     {"micro_batch", "accumulation"},
     {"offload", "zero", "compile"},
     {"zero", "compile"},
+    {"checkpointing", "checkpointed_layers"},
     {"packing", "attention", "micro_batch", "accumulation"},
 )
 

@@ -24,9 +24,10 @@ from sftplan.facts.strategy import (
     Strategy,
 )
 from sftplan.step.batch import Batch
-from sftplan.step.repeat import FEW_LAYERS, MIDDLE, Events, expand, multiplicity
+from sftplan.step.few import few_layers
+from sftplan.step.repeat import FEW_LAYERS, Events, expand
 from sftplan.step.shard import REDUCING
-from sftplan.step.simulate import few_layers, simulate, steady
+from sftplan.step.simulate import simulate, steady
 from sftplan.step.tape import ASIDE
 from sftplan.units import MIB
 
@@ -43,6 +44,7 @@ any_strategy = st.builds(
     Strategy,
     precision=st.sampled_from(Precision),
     checkpointing=st.sampled_from(Checkpointing),
+    checkpointed_layers=st.none() | st.integers(1, 6),
     attention=st.sampled_from([Attention.SDPA, Attention.EAGER]),
     loss=st.sampled_from(Loss),
     micro_batch=st.integers(1, 3),
@@ -75,14 +77,13 @@ def allocated(model: ModelShape, strategy: Strategy, length: int = 64, num_gpus:
 
 
 @settings(deadline=None, max_examples=30)
-@given(any_family, any_strategy, st.integers(FEW_LAYERS + 1, 12))
+@given(any_family, any_strategy, st.integers(FEW_LAYERS + 2, 14))
 def test_few_layers_stand_for_any_number(name: str, strategy: Strategy, num_layers: int) -> None:
     model = small(name, num_layers)
-    few = few_layers(model, 64)
-    assert few is not None
+    few = few_layers(model, strategy, 64)
     batch = batch_of(strategy)
 
-    written = expand(simulate(few, strategy, batch, num_layers=num_layers), num_layers)
+    written = expand(simulate(few.model, few.strategy, batch, times=few.times), few.times)
     direct = simulate(model, strategy, batch)
 
     if strategy.precision is Precision.BF16_MASTER:
@@ -105,12 +106,12 @@ SHARDED = [
 @pytest.mark.parametrize("name", ["gpt2", "llama-3.2-1b"])
 def test_few_layers_stand_for_any_number_of_shards(name: str, zero: int, offload: Offload) -> None:
     model = small(name, 9)
-    few = few_layers(model, 64)
-    assert few is not None
     strategy = Strategy(precision=Precision.BF16_MASTER, zero=zero, offload=offload, accumulation=2)
+    few = few_layers(model, strategy, 64)
+    assert few.model.num_layers == FEW_LAYERS
     whole = simulate(model, strategy, batch_of(strategy), num_gpus=4)
-    tape = simulate(few, strategy, batch_of(strategy), num_gpus=4, num_layers=9)
-    written = expand(tape, 9)
+    tape = simulate(few.model, few.strategy, batch_of(strategy), num_gpus=4, times=few.times)
+    written = expand(tape, few.times)
     peaks = [replay(events.events, events.sizes, expandable=True) for events in (written, whole)]
 
     assert peaks[0].peak_allocated_bytes == peaks[1].peak_allocated_bytes
@@ -151,12 +152,12 @@ def test_memory_grows_with_batch_length_and_layers(name: str, strategy: Strategy
 @given(any_family, any_strategy)
 def test_the_bound_is_near_the_steady_peak_and_not_above(name: str, strategy: Strategy) -> None:
     model = small(name, 9)
-    few = few_layers(model, 64)
-    assert few is not None
+    few = few_layers(model, strategy, 64)
     batch = batch_of(strategy)
-    times = {MIDDLE: multiplicity(MIDDLE, model.num_layers)}
 
-    bound = allocated_bound_bytes(steady(few, strategy, batch, num_layers=model.num_layers), times)
+    bound = allocated_bound_bytes(
+        steady(few.model, few.strategy, batch, times=few.times), few.times
+    )
     tape = simulate(model, strategy, batch, num_steps=3)
     exact = replay(tape.events, tape.sizes, expandable=True).peak_allocated_bytes
 
@@ -295,10 +296,10 @@ def test_70b_fits_eight_cards_of_80_gb_because_no_card_ever_has_all_of_it() -> N
         precision=Precision.BF16_MASTER, zero=3, offload=Offload.OPTIMIZER, micro_batch=1,
         checkpointing=Checkpointing.FULL,
     )  # fmt: skip
-    few = few_layers(builtin("llama-3-70b"), 2048)
-    assert few is not None
-    tape = simulate(few, strategy, batch_of(strategy, 2048), num_gpus=8, num_layers=80)
-    peaks = exact_peaks(expand(tape, 80), expandable=True)
+    few = few_layers(builtin("llama-3-70b"), strategy, 2048)
+    batch = batch_of(strategy, 2048)
+    tape = simulate(few.model, few.strategy, batch, num_gpus=8, times=few.times)
+    peaks = exact_peaks(expand(tape, few.times), expandable=True)
 
     assert peaks.at != "building of the model"
     gathered = peaks.by_category["weights"] - 2 * num_parameters(builtin("llama-3-70b")) / 8

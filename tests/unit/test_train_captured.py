@@ -33,15 +33,20 @@ pytestmark = [
     pytest.mark.filterwarnings("default"),  # the compiler itself warns
 ]
 SEQ_LEN, STEPS = 256, 6
-CASES = [
+Kinds = Checkpointing | tuple[Checkpointing, int]  # with the number of layers, of three
+CASES: list[tuple[str, Precision, Kinds, Loss]] = [
     ("gpt2", Precision.BF16_MASTER, Checkpointing.NONE, Loss.RESPONSE),
+    ("gpt2", Precision.BF16_MASTER, (Checkpointing.FULL, 1), Loss.CHUNKED),
+    ("qwen3-0.6b", Precision.BF16_MIXED, (Checkpointing.SELECTIVE, 2), Loss.RESPONSE),
     ("gpt2", Precision.BF16_MIXED, Checkpointing.FULL, Loss.RESPONSE),
     ("gpt2", Precision.BF16_MASTER, Checkpointing.SELECTIVE, Loss.CHUNKED),
     ("qwen3-0.6b", Precision.BF16_MASTER, Checkpointing.NONE, Loss.FULL),
     ("pythia-70m", Precision.BF16_MASTER, Checkpointing.NONE, Loss.RESPONSE),
     ("opt-125m", Precision.FP16_MIXED, Checkpointing.NONE, Loss.CHUNKED),
 ]
-UNCOMPILED = [
+UNCOMPILED: list[tuple[str, Precision, Kinds, Loss]] = [
+    ("gpt2", Precision.BF16_MIXED, (Checkpointing.FULL, 2), Loss.RESPONSE),
+    ("opt-125m", Precision.BF16_MASTER, (Checkpointing.SELECTIVE, 1), Loss.CHUNKED),
     ("gpt2", Precision.BF16_MASTER, Checkpointing.NONE, Loss.RESPONSE),
     ("qwen3-0.6b", Precision.BF16_MIXED, Checkpointing.NONE, Loss.CHUNKED),
     ("qwen3-0.6b", Precision.BF16_MIXED, Checkpointing.FULL, Loss.CHUNKED),
@@ -80,7 +85,8 @@ def losses(
     world_size: int = 1, spoil: Callable[[Any], None] | None = None, packed: bool = True,
 ) -> list[list[float]]:  # fmt: skip
     """Loss and norm of each step; a fresh model every time. Rows that are not packed are under SDPA."""
-    name, precision, checkpointing, loss = case
+    name, precision, kinds, loss = case
+    checkpointing, layers = kinds if isinstance(kinds, tuple) else (kinds, None)
     torch._dynamo.reset()
     device = torch.device("cuda")
     config = config_of(builtin(name))
@@ -91,8 +97,9 @@ def losses(
     )  # fmt: skip
     model = build_model(config, precision=precision, attention=kernel.name, device=device)
     redraws = prepare_blocks(
-        model, checkpointing=checkpointing, compiled=compiled, captured=captured
-    )
+        model, checkpointing=checkpointing, checkpointed_layers=layers, compiled=compiled,
+        captured=captured,
+    )  # fmt: skip
     if spoil is not None:
         spoil(model)
     response, chunk = loss_functions(compiled=compiled)

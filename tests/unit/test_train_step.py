@@ -34,13 +34,14 @@ if TYPE_CHECKING:
     from sftplan.train.inputs import Inputs
 
 
+@pytest.mark.parametrize("layers", [None, 1])
 @pytest.mark.parametrize("kind", Checkpointing)
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
-def test_checkpointing_changes_nothing(name: str, kind: Checkpointing) -> None:
+def test_checkpointing_changes_nothing(name: str, kind: Checkpointing, layers: int | None) -> None:
     passes, num_targets = first(data(packing=True), PACKED)
     expected = gradients(made(name), passes, num_targets)
     stepper = made(name)
-    prepare_blocks(stepper.model, checkpointing=kind, compiled=False)
+    prepare_blocks(stepper.model, checkpointing=kind, checkpointed_layers=layers, compiled=False)
     found = gradients(stepper, passes, num_targets)
 
     assert found[0] == expected[0]
@@ -50,42 +51,50 @@ def test_checkpointing_changes_nothing(name: str, kind: Checkpointing) -> None:
 def test_selective_checkpointing_keeps_products_and_full_keeps_none() -> None:
     """Counted by the work of the backward pass: modes below the cache see only what is computed."""
     passes, num_targets = first(data(packing=True), PACKED)
-    work = {}
-    for kind in Checkpointing:
+    work: dict[tuple[Checkpointing, int | None], int] = {}
+    for kind, layers in [*((each, None) for each in Checkpointing), (Checkpointing.FULL, 1)]:
         stepper = made()
-        prepare_blocks(stepper.model, checkpointing=kind, compiled=False)
+        prepare_blocks(
+            stepper.model, checkpointing=kind, checkpointed_layers=layers, compiled=False
+        )
         loss = scaled_loss(stepper, passes[0], torch.tensor(1 / num_targets))
         with FlopCounterMode(display=False) as counter:
             loss.backward()  # type: ignore[no-untyped-call]
-        work[kind] = counter.get_total_flops()
+        work[kind, layers] = counter.get_total_flops()
     tokens, size = 4 * 64, 32
     last_product = 2 * tokens * 4 * size * size  # of each block: nothing needs its result again
-    again = 2 * (2 * tokens * 12 * size * size - last_product)
+    again = 2 * tokens * 12 * size * size - last_product
+    none, selective, full, full_in_one = work.values()
 
-    assert work[Checkpointing.SELECTIVE] == work[Checkpointing.NONE]
-    assert work[Checkpointing.FULL] >= work[Checkpointing.NONE] + again
+    assert selective == none
+    assert full >= none + 2 * again
+    assert full_in_one - none == (full - none) / 2  # of two blocks
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # the compiler itself warns
 @pytest.mark.parametrize(
-    ("precision", "kind"),
+    ("precision", "kind", "layers"),
     [
-        (Precision.FP32, Checkpointing.NONE),
-        (Precision.BF16_MIXED, Checkpointing.NONE),
-        (Precision.FP32, Checkpointing.SELECTIVE),
+        (Precision.FP32, Checkpointing.NONE, None),
+        (Precision.BF16_MIXED, Checkpointing.NONE, None),
+        (Precision.FP32, Checkpointing.SELECTIVE, None),
+        (Precision.FP32, Checkpointing.FULL, 1),
     ],
 )
-def test_a_compiled_model_trains_alike(precision: Precision, kind: Checkpointing) -> None:
+def test_a_compiled_model_trains_alike(
+    precision: Precision, kind: Checkpointing, layers: int | None
+) -> None:
     passes, num_targets = first(data(packing=True), PACKED)
     expected = gradients(made("llama", precision=precision), passes, num_targets)
     stepper = made("llama", precision=precision)
     torch._dynamo.utils.counters.clear()
-    prepare_blocks(stepper.model, checkpointing=kind, compiled=True)
+    prepare_blocks(stepper.model, checkpointing=kind, checkpointed_layers=layers, compiled=True)
     found = gradients(stepper, passes, num_targets)
     tolerance = 1e-4 if precision is Precision.FP32 else 3e-2
 
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1  # all blocks share it
+    graphs = 1 if layers is None else 2  # that all blocks share which forget the same
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
     assert not torch._dynamo.utils.counters["graph_break"]
     assert found[0] == pytest.approx(expected[0], rel=tolerance)
     for mine, plain in zip(found[1], expected[1], strict=True):

@@ -48,6 +48,13 @@ STEPS: list[dict[str, Any]] = [
     {"precision": "fp16-mixed", "checkpointing": "selective", "loss": "chunked"},
     {"precision": "bf16-true", "optimizer": "adamw-8bit", "attention": "eager"},
     {"packing": True, "precision": "fp32"},
+    {"checkpointing": "full", "checkpointed_layers": 1},
+    {
+        "precision": "bf16-mixed",
+        "checkpointing": "selective",
+        "checkpointed_layers": 2,
+        "global_batch": 4,
+    },
 ]
 
 CASES = [
@@ -81,7 +88,7 @@ def both(plan: Plan) -> tuple[Trace, Events]:
     """The trace of a plan's step and its tape."""
     model = resolve_model(plan.inputs.model.source)
     evaluator = Evaluator(model, workload_of(plan), num_gpus=1, gpus_per_node=1)
-    tape = evaluator.events(strategy_of(plan.strategy), HOPPER, model.num_layers)
+    tape = evaluator.events(strategy_of(plan.strategy), HOPPER)
     return trace_plan(plan, HOPPER), tape
 
 

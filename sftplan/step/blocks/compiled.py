@@ -70,7 +70,9 @@ def _specification(
     )
 
 
-def compiled_layer(tape: Tape, context: Context, number: int, w: LayerWeights, x: Tensor) -> Tensor:
+def compiled_layer(
+    tape: Tape, context: Context, kind: Checkpointing, w: LayerWeights, x: Tensor
+) -> Tensor:
     """The block as AOTAutograd and inductor run it."""
     tokens = x.shape[0] * x.shape[1]
     dtype = next(iter(w.values())).dtype
@@ -80,11 +82,11 @@ def compiled_layer(tape: Tape, context: Context, number: int, w: LayerWeights, x
         _specification(
             context.model, tokens, dtype, tape.autocast_dtype, repeats=repeats, given=given
         )
-        for given in (None, GIVEN[context.strategy.checkpointing])
+        for given in (None, GIVEN[kind])
     )
     inputs = (x, *w.values())
     node = tape.node("compiled", inputs, _backward, (x,))
-    node.extra = (spec, plain, context, list(w))
+    node.extra = (spec, plain, context, kind, list(w))
     held = _run(tape, spec.forward, {})
     _work(tape, context, {name: v.shape for name, v in w.items()}, x, plain.forward, 1)
     out = held.pop(spec.forward.held["out"]).view(*x.shape)
@@ -141,7 +143,7 @@ def _run(
 def _backward(
     tape: Tape, node: Node, gradients: list[Tensor | None], saved: list[Tensor]
 ) -> list[Tensor | None]:
-    spec, plain, context, names = node.extra
+    spec, plain, context, kind, names = node.extra
     x = saved[0]
     held = dict(zip(spec.saved, saved[1:], strict=True))
     saved.clear()
@@ -150,9 +152,9 @@ def _backward(
     results = {name: alive[buffer] for name, buffer in spec.backward.held.items()}
     del alive, held
     w = dict(zip(names, (shape for shape, _ in node.inputs[1:]), strict=True))
-    if context.strategy.checkpointing is Checkpointing.FULL:
+    if kind is Checkpointing.FULL:
         _work(tape, context, _read_again(w, context), x, plain.forward, 1)
-    elif context.strategy.checkpointing is Checkpointing.SELECTIVE:
+    elif kind is Checkpointing.SELECTIVE:
         for _ in range(FORMED_AGAIN_KERNELS):
             moved = FUSED_MOVED[1] * _formed_again_bytes(plain) / FORMED_AGAIN_KERNELS
             tape.work("fused", x.dtype, 0, int(moved))
