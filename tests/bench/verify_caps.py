@@ -91,9 +91,8 @@ def replace_company(choice: Any) -> Any:
 def beside(job: tuple[Plan, float, str, int, int]) -> list[Plan]:
     """Plans of other points of the grid, fastest by prediction first, one per branch."""
     plan, gib, name, seq_len, most = job
-    chosen = {knob: getattr(plan.strategy, knob) for knob in KNOBS}
-    rows = chosen["micro_batch"] * chosen["accumulation"]
-    base = Case(model=name, seq_len=seq_len, allocator=plan.strategy.allocator, **{k: str(v) if isinstance(v, str) else v for k, v in chosen.items()})  # fmt: skip
+    rows = plan.strategy.micro_batch * plan.strategy.accumulation
+    base = Case(model=name, seq_len=seq_len, allocator=plan.strategy.allocator, **knobs_of(plan))
     changes: list[dict[str, Any]] = [{"precision": p} for p in ("bf16-master", "bf16-mixed")]
     changes += [{"checkpointing": c} for c in ("none", "selective", "full")]
     changes += [{"loss": loss} for loss in ("response", "chunked")]
@@ -194,7 +193,16 @@ def judge_times(table: Table, profile: str | None) -> None:
 
 
 def _words(plan: Plan, model: Any) -> str:
-    return " ".join(str(each) for each in (*model, *(getattr(plan.strategy, k) for k in KNOBS)))
+    return " ".join(str(each) for each in (*model, *knobs_of(plan).values()))
+
+
+def knobs_of(plan: Plan) -> dict[str, Any]:
+    """The knobs of a row as `Case` has them."""
+    found = {name: getattr(plan.strategy, name) for name in KNOBS}
+    layers = plan.strategy.checkpointed_layers
+    if layers is not None:
+        found["checkpointing"] = f"{found['checkpointing']}/{layers}"
+    return {name: str(value) if isinstance(value, str) else value for name, value in found.items()}
 
 
 def _run(
@@ -202,7 +210,7 @@ def _run(
 ) -> None:
     jobs, known = [], {}
     for number, (plan, gib, model) in enumerate(asked):
-        strategy, gpu = plan.strategy, plan.memory.gpu
+        gpu = plan.memory.gpu
         name = f"{gib} GiB {_words(plan, model)}"
         if name in table.rows:
             continue
@@ -212,7 +220,7 @@ def _run(
         known[f"cap-{number}"] = {
             "name": name, "cap_gib": gib, "model": model[0], "seq_len": model[1], "chosen": capped_to,
             "verdict": plan.verdict, "tokens_per_s_predicted": plan.time.tokens_per_s,
-            **{knob: getattr(strategy, knob) for knob in KNOBS},
+            **knobs_of(plan),
         }  # fmt: skip
 
     def done(job: dict[str, Any], found: dict[str, Any]) -> None:

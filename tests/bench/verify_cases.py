@@ -34,7 +34,9 @@ class Case:
     micro_batch: int
     accumulation: int = 1
     precision: str = "bf16-mixed"
-    checkpointing: str = "none"
+    checkpointing: str = (
+        "none"  # or "full/8": of the first eight layers, the others one step lighter
+    )
     attention: str = "sdpa"
     loss: str = "full"
     packing: bool = False
@@ -52,9 +54,20 @@ class Case:
     @property
     def knobs(self) -> dict[str, Any]:
         """As `plan` takes them."""
-        names = ("precision", "checkpointing", "attention", "loss", "packing", "compile", "micro_batch",
-                 "accumulation", "allocator")  # fmt: skip
-        return {name: getattr(self, name) for name in names} | {"zero": 0, "offload": "none"}
+        names = (
+            "precision",
+            "attention",
+            "loss",
+            "packing",
+            "compile",
+            "micro_batch",
+            "accumulation",
+            "allocator",
+        )
+        kind, _, layers = self.checkpointing.partition("/")
+        some = {"checkpointed_layers": int(layers)} if layers else {}
+        fixed = {"zero": 0, "offload": "none", "checkpointing": kind}
+        return {name: getattr(self, name) for name in names} | fixed | some
 
 
 # What goes together, from plain to what the search chooses: (precision, checkpointing, attention, loss, packing, compile).

@@ -88,6 +88,7 @@ def test_a_compiled_model_trains_alike(
     passes, num_targets = first(data(packing=True), PACKED)
     expected = gradients(made("llama", precision=precision), passes, num_targets)
     stepper = made("llama", precision=precision)
+    torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     prepare_blocks(stepper.model, checkpointing=kind, checkpointed_layers=layers, compiled=True)
     found = gradients(stepper, passes, num_targets)
