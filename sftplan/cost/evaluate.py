@@ -9,6 +9,7 @@ from sftplan.cost.compute import attention_flops_per_token, linear_flops_per_tok
 from sftplan.cost.estimate import Compute, Estimate, GpuMemory, StepTime
 from sftplan.cost.host import host_memory
 from sftplan.cost.memory import exact_peaks
+from sftplan.cost.outside import graphs_bytes, nccl_bytes
 from sftplan.cost.rows import examples_per_step, tokens_per_step
 from sftplan.cost.tapes import Tapes, ranks
 from sftplan.cost.time import time_of
@@ -18,7 +19,7 @@ from sftplan.step.batch import full_batch
 from sftplan.step.chip import BEFORE_HOPPER, HOPPER, Chip
 from sftplan.step.few import few_layers, shallower
 from sftplan.step.repeat import Events, expand
-from sftplan.step.sharding import sharding_of, sharding_saves_bytes
+from sftplan.step.sharding import sharding_saves_bytes
 from sftplan.step.simulate import STEADY_PASSES, simulate
 
 if TYPE_CHECKING:
@@ -34,13 +35,6 @@ if TYPE_CHECKING:
 HOPPER_CAPABILITY = 9.0
 QUICK_LAYERS = 8
 QUICK_RATIO = 4
-# Driver memory of NCCL on 2 x H200 (2026-11-24, torch 2.11 and its NCCL, NVLink multicast off): the first
-# communicator with its collectives, and what each further one takes.
-NCCL_BYTES = 884_998_144
-SECOND_NCCL_BYTES = 509_607_936
-# The same of one rank, beside which there is nobody: 585 to 608 MB more than without, in eight of nine dry
-# runs of gpt2-large, gpt2-xl and Llama 3.2 3B on an H200 (2026-11, NCCL of torch 2.11).
-SINGLE_NCCL_BYTES = 595_000_000
 
 
 def chip_of(gpu: Gpu) -> Chip:
@@ -48,23 +42,6 @@ def chip_of(gpu: Gpu) -> Chip:
     capability = gpu.compute_capability
     recent = capability is not None and capability >= HOPPER_CAPABILITY
     return HOPPER if recent else BEFORE_HOPPER
-
-
-def nccl_bytes(strategy: Strategy, num_gpus: int) -> int:
-    """Driver memory of the communicators of one rank.
-
-    We sum targets in the world's; stages 1 and 2 use DeepSpeed's clone of it beside (utils/groups.py,
-    _clone_world_group), stage 3 shares weights out in the world's (partition_parameters.py, Init).
-
-    >>> from sftplan.facts.strategy import Strategy
-    >>> [nccl_bytes(Strategy(zero=stage), 2) // 10**6 for stage in range(4)]
-    [884, 1394, 1394, 884]
-    """
-    sharding = sharding_of(strategy, num_gpus)
-    if num_gpus == 1:
-        return SINGLE_NCCL_BYTES if sharding.uses_deepspeed else 0
-    clones = sharding.uses_deepspeed and sharding.stage < 3
-    return NCCL_BYTES + clones * SECOND_NCCL_BYTES
 
 
 def _speed_key(hardware: Hardware) -> tuple[object, ...]:
@@ -228,12 +205,11 @@ class Evaluator:
             peaks_of = self._quick_peaks if self.quick else self._exact_peaks
             self.tapes.peaks[place] = peaks_of(*key)
         peaks = self.tapes.peaks[place]
-        context = hardware.rates.context_bytes
         idle = max(hardware.gpu.unusable_bytes, hardware.rates.device_bytes)
         return GpuMemory(
             peak_allocated_bytes=peaks.allocated_bytes,
             peak_reserved_bytes=peaks.reserved_bytes,
-            context_bytes=context,
+            context_bytes=self._context_bytes(strategy, hardware),
             used_bytes=peaks.reserved_bytes + self._outside_bytes(strategy, hardware),
             capacity_bytes=max(0, hardware.gpu.memory_bytes - idle - hardware.memory_taken_bytes),
             peak_at=peaks.at,
@@ -278,7 +254,11 @@ class Evaluator:
 
     def _outside_bytes(self, strategy: Strategy, hardware: Hardware) -> int:
         """What the driver shows beyond the allocator's reserve."""
-        return hardware.rates.context_bytes + nccl_bytes(strategy, self.num_gpus)
+        return self._context_bytes(strategy, hardware) + nccl_bytes(strategy, self.num_gpus)
+
+    def _context_bytes(self, strategy: Strategy, hardware: Hardware) -> int:
+        graphs = graphs_bytes(strategy, self.num_gpus, captured=self._captured(strategy))
+        return hardware.rates.context_bytes + graphs
 
     def _compute(self, strategy: Strategy, rows: int) -> Compute:
         linear = linear_flops_per_token(self.model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sftplan.facts.strategy import Loss
-from sftplan.step.blocks.compiled import can_compile, compiled_loss
+from sftplan.step.blocks.compiled import compiled_loss
 from sftplan.step.ops.lookup import cross_entropy
 from sftplan.step.ops.matmul import linear, matmul
 from sftplan.step.ops.pointwise import add, scale, sum_rows, tanh
@@ -49,7 +49,7 @@ def loss_of(
         loss = _full(tape, model, batch, head, x)
     elif strategy.loss is Loss.RESPONSE:
         plain = head[1] is None and model.logit_softcap is None
-        if strategy.compile and can_compile(model) and plain:
+        if strategy.compile and plain:
             loss = compiled_loss(tape, model, head[0], x)
         else:
             loss = _response(tape, model, head, x)

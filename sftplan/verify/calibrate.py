@@ -23,7 +23,7 @@ from sftplan.facts.folders import FOLDER_VARIABLE
 from sftplan.plan.file import document, plan_sha256, write_text
 from sftplan.train.launch import versions
 from sftplan.verify.calibrate_child import SETTINGS
-from sftplan.verify.fit import fitted_rates
+from sftplan.verify.fit import fitted_rates, graphs_of
 from sftplan.verify.processes import run_processes
 
 if TYPE_CHECKING:
@@ -131,8 +131,11 @@ def with_observations(
 
 
 def _context(observations: list[Observation]) -> dict[str, float]:
-    """What lies outside the allocator's reserve in real steps: more kernels than a small one loads."""
-    sizes = [each.outside_bytes for each in observations if each.outside_bytes]
+    """What lies outside the allocator's reserve in real steps: more kernels than a small one loads.
+
+    Without what CUDA graphs take.
+    """
+    sizes = [each.outside_bytes - graphs_of(each) for each in observations if each.outside_bytes]
     return {"context_bytes": float(statistics.median(sizes))} if sizes else {}
 
 

@@ -20,6 +20,7 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from sftplan.cost.outside import graphs_bytes
 from sftplan.cost.time import time_of
 from sftplan.errors import SftplanError
 from sftplan.facts.calibration import FITTED, with_rates
@@ -111,8 +112,7 @@ def predictor(observation: Observation) -> Callable[[Hardware], float] | None:
         model = resolve_model(observation.model)
     except SftplanError:
         return None
-    knobs = dict(observation.strategy)
-    strategy = Strategy(**{k: KINDS[k](v) if k in KINDS else v for k, v in knobs.items()})
+    strategy = strategy_of(observation)
     workload = workload_of(observation.workload)
     passes = make_tapes(model, workload).passes(strategy, HOPPER, 1)
     captured = is_captured(strategy, model, workload.seq_len)
@@ -126,6 +126,23 @@ def predictor(observation: Observation) -> Callable[[Hardware], float] | None:
         return seconds
 
     return predict
+
+
+def strategy_of(observation: Observation) -> Strategy:
+    """The strategy of an observed step."""
+    knobs = observation.strategy.items()
+    return Strategy(**{name: KINDS[name](v) if name in KINDS else v for name, v in knobs})
+
+
+def graphs_of(observation: Observation) -> int:
+    """Bytes that CUDA graphs took beside an observed step, none where its model is not to be had any more."""
+    try:
+        model = resolve_model(observation.model)
+    except SftplanError:
+        return 0
+    strategy = strategy_of(observation)
+    captured = is_captured(strategy, model, workload_of(observation.workload).seq_len)
+    return graphs_bytes(strategy, 1, captured=captured)
 
 
 def workload_of(fields: dict[str, Any]) -> Workload:

@@ -52,6 +52,7 @@ GIVEN = {
 FUSED_KERNELS = {1: 8, 2: 20}
 FUSED_MOVED = {1: 1.3, 2: 2.6}
 FORMED_AGAIN_KERNELS = 3  # both norms and the activation, which selective checkpointing forms again
+FIRST_PRODUCTS = ("qkv", "q", "d act")
 LUMP = "biases and norms"  # gradients that compiled_block gives as one buffer
 
 
@@ -128,11 +129,14 @@ def _run(
     """Births and deaths of a graph's buffers; what is alive at its end, by buffer.
 
     `held` is what it begins with, and changes: a caller that kept it would keep all that dies.
-    `attend` is called once the attention's gradients have their places: its kernels need more.
+    `attend` is called once the attention's gradients have their places: its kernels need more. The first
+    product takes cuBLAS' workspace when its result has its place.
     """
     for born, buffer in graph.events:
         if born:
             held[buffer] = tape.empty(buffer.shape, buffer.dtype)
+            if buffer.name in FIRST_PRODUCTS or buffer.name.endswith(".grad"):
+                tape.touch_workspace()
             if buffer.name == "d v" and attend is not None:
                 attend()
         else:
