@@ -92,6 +92,7 @@ class Evaluator:
         self.gpus_per_node = gpus_per_node
         self._times: dict[tuple[Strategy, tuple[object, ...]], StepTime] = {}
         self._allocated: dict[tuple[Strategy, Chip], int] = {}
+        self._shallow: dict[tuple[Strategy, Chip], Peaks] = {}
 
     def bound_bytes(self, strategy: Strategy, hardware: Hardware) -> int:
         """Memory used if the allocator lost nothing by splitting; bytes."""
@@ -227,10 +228,12 @@ class Evaluator:
         )
 
     def _quick_peaks(self, strategy: Strategy, chip: Chip) -> Peaks:
-        few = self._peaks(
-            *shallower(self.model, strategy, self.workload.seq_len, QUICK_LAYERS), chip
-        )
-        allocated = self._bound(strategy, chip)
+        """With the share of reserve of few layers, all of them checkpointed alike."""
+        alike = replace(strategy, checkpointed_layers=None), chip
+        if alike not in self._shallow:
+            shallow = shallower(self.model, self.workload.seq_len, QUICK_LAYERS)
+            self._shallow[alike] = self._peaks(shallow, *alike)
+        few, allocated = self._shallow[alike], self._bound(strategy, chip)
         return replace(
             few,
             allocated_bytes=allocated,

@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any
 from sftplan.facts.strategy import Attention, Checkpointing, Loss, Offload, Strategy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence, Set
 
     from sftplan.search.coster import Ledger
     from sftplan.search.space import Branch, Family
 
 TIE_FRACTION = 0.01  # what is within it of the fastest is as fast: estimates are no better
-MAX_CHORDS = 3  # after which hardly a layer is found
 _PADDED: dict[str, Any] = {"packing": False, "attention": Attention.SDPA}
 
 
@@ -90,11 +89,16 @@ class Explorer:
         offered = list(families)
         if not any(self._can_fit(family.leanest) for family in offered):
             return []
+        explored: dict[tuple[int, bool], tuple[Family, set[tuple[int, int]]]] = {}
         for seconds, family in self._by_promise(offered):
             if not self._may_win(seconds):
                 break
             if self._can_fit(family.leanest):
-                self._explore(family)
+                walked = self._explore(family)
+                template = family.plain.template
+                explored.setdefault((template.zero, template.packing), (family, walked))
+        for family, walked in explored.values():  # of each stage and layout the most promising one
+            self._mix(family, walked)
         return self._found
 
     def _may_win(self, seconds: float) -> bool:
@@ -130,20 +134,22 @@ class Explorer:
     def _can_fit(self, leanest: Branch) -> bool:
         return _least_bytes(self._ledger, leanest) * self._inflation <= self._limit
 
-    def _explore(self, family: Family) -> None:
-        """All branches, savers last; one too slow at its best rules out those that save more."""
+    def _explore(self, family: Family) -> set[tuple[int, int]]:
+        """All branches, savers last; one too slow at its best rules out those that save more.
+
+        The places of those that were walked.
+        """
+        walked: set[tuple[int, int]] = set()
         too_slow: list[tuple[int, int]] = []
         for place, branch in sorted(family.branches.items(), key=lambda it: (sum(it[0]), it[0])):
             if any(place[0] >= slow[0] and place[1] >= slow[1] for slow in too_slow):
                 continue
             if self._may_win(self._branch_at_best(branch)):
                 self._walk(branch)
+                walked.add(place)
             else:
                 too_slow.append(place)
-        for (saving, loss), branch in family.branches.items():
-            lighter = family.branches.get((saving - 1, loss))
-            if lighter is not None and self._may_win(self._branch_at_best(lighter)):
-                self._mix(lighter, branch)
+        return walked
 
     def _walk(self, branch: Branch) -> None:
         """From the largest micro-batch that fits downwards, while that is not too slow."""
@@ -156,15 +162,19 @@ class Explorer:
             if branch.steady and index < top and not self._may_win(seconds):
                 break
 
-    def _mix(self, lighter: Branch, branch: Branch) -> None:
+    def _mix(self, family: Family, walked: Set[tuple[int, int]]) -> None:
+        """Between its branches: some layers checkpointed as in the one, the others as in the other."""
+        for saving, loss in sorted(walked):
+            lighter, branch = (family.branches.get((saving + more, loss)) for more in (0, 1))
+            if lighter and branch and self._may_win(self._branch_at_best(lighter)):
+                self._mix_branches(lighter, branch)
+
+    def _mix_branches(self, lighter: Branch, branch: Branch) -> None:
         """Micro-batches that fit with every layer checkpointed as the branch is, but not with none."""
-        for index in reversed(range(len(branch.micros))):
-            if self._fits(lighter, index):
-                if branch.steady:
-                    break
-                continue
-            if not self._fits(branch, index):
-                continue
+        fits_light = self._largest(lighter)
+        if fits_light == len(branch.micros) - 1:
+            return
+        for index in range(self._largest(branch), fits_light, -1):
             if not self._may_win(self._seconds(lighter, index)):
                 if branch.steady:
                     break
@@ -179,19 +189,25 @@ class Explorer:
         self._fastest = min(self._fastest, seconds)
 
     def _fewest_layers(self, light: Strategy, heavy: Strategy, layers: int) -> Strategy:
-        """As few layers checkpointed as fit: memory is convex in their number, so chords err upwards."""
+        """As few layers checkpointed as fit, all of them if it takes all.
+
+        By bisection that begins at the chord: memory is convex in their number, mostly two straight lines.
+        """
         inflation = max(self._inflation, *map(self._ledger.inflation, (light, heavy)))
-        limit, most = self._limit / inflation, self._ledger.used_bytes(light)
-        best, used = heavy, self._ledger.used_bytes(heavy)
-        for _ in range(MAX_CHORDS):
-            if not used <= limit < most:
-                break
-            fewer = math.ceil(layers * (most - limit) / (most - used))
-            if fewer == layers:
-                break
-            layers, strategy = fewer, replace(heavy, checkpointed_layers=fewer)
-            used = self._ledger.used_bytes(strategy)
-            best = strategy if used <= limit else best
+        limit, best = self._limit / inflation, heavy
+        most, least = map(self._ledger.used_bytes, (light, heavy))
+        if not least <= limit < most:
+            return heavy
+        low, high = 0, layers
+        chord = math.ceil(layers * (most - limit) / (most - least))
+        guesses = iter((chord, chord - 1))
+        while high - low > 1:
+            middle = min(max(next(guesses, (low + high) // 2), low + 1), high - 1)
+            strategy = replace(heavy, checkpointed_layers=middle)
+            if self._ledger.used_bytes(strategy) <= limit:
+                high, best = middle, strategy
+            else:
+                low = middle
         return best
 
     def _largest(self, branch: Branch) -> int:

@@ -69,7 +69,8 @@ def _prove(attempt: _Attempt) -> Option | None:
         return None
     if option.verdict != "fits":
         return None
-    told = {knob: getattr(option.strategy, knob) for knob in attempt.told}
+    values = {knob: getattr(option.strategy, knob) for knob in attempt.told}
+    told = {knob: value for knob, value in values.items() if value is not None}
     return replace(option, change=_written({**attempt.change, **told}), reason=attempt.reason)
 
 

@@ -88,10 +88,37 @@ def settle(search: Search, families: Sequence[Family], limit: float) -> Option |
         return option
     if missing_host_bytes(option.estimate, search.hardware):
         return None  # a smaller batch does not ease the host, which holds states
+    more_layers = _with_more_layers(search, option, ranked, limit)
+    if more_layers is not None:
+        return more_layers
     leaner = _allowing_for(search, families, limit, _inflation(option, ranked[0]))
     if leaner is None or search.minimize == "memory":
         return leaner
     return _faster(search, families, limit, leaner)
+
+
+def _with_more_layers(
+    search: Search, option: Option, ranked: Sequence[Candidate], limit: float
+) -> Option | None:
+    """The best with as many more layers checkpointed as it exceeds the limit by, if it is as fast then.
+
+    None if it is not, or if that is not enough.
+    """
+    strategy, ledger = option.strategy, search.ledger
+    layers, every = strategy.checkpointed_layers, search.space.model.num_layers
+    if layers is None:
+        return None
+    leanest = ledger.used_bytes(replace(strategy, checkpointed_layers=None))
+    of_a_layer = (ledger.used_bytes(strategy) - leanest) / (every - layers)
+    over = option.estimate.memory.used_bytes - limit
+    if of_a_layer <= 0 or layers + over / of_a_layer >= every - 1:
+        return None
+    more = replace(strategy, checkpointed_layers=layers + math.ceil(over / of_a_layer))
+    seconds = ranked[0].seconds * ledger.step_s(more) / ledger.step_s(strategy)
+    if seconds > min(each.seconds for each in ranked) * (1 + TIE_FRACTION):
+        return None
+    found = search.option(more)
+    return found if _holds(found, limit) else None
 
 
 def _allowing_for(

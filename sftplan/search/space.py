@@ -8,6 +8,7 @@ between two branches how many layers are checkpointed as in the one, the others 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -49,8 +50,12 @@ class Branch:
 
     def at(self, index: int) -> Strategy:
         """The strategy with the micro-batch of that index."""
-        micro = self.micros[index]
-        return replace(self.template, micro_batch=micro, accumulation=self.rows // micro)
+        return _split(self.template, self.rows, self.micros[index])
+
+
+@lru_cache(maxsize=4096)
+def _split(template: Strategy, rows: int, micro: int) -> Strategy:
+    return replace(template, micro_batch=micro, accumulation=rows // micro)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,20 +38,11 @@ def few_layers(model: ModelShape, strategy: Strategy, seq_len: int) -> Few:
     )
 
 
-def shallower(
-    model: ModelShape, strategy: Strategy, seq_len: int, num_layers: int
-) -> tuple[ModelShape, Strategy]:
-    """The same with at most so many layers, as large a share of them checkpointed."""
+def shallower(model: ModelShape, seq_len: int, num_layers: int) -> ModelShape:
+    """The same with at most so many layers, or all where they differ."""
     if not _alike(model, seq_len) or model.num_layers <= num_layers:
-        return model, strategy
-    checkpointed = strategy.checkpointed_layers
-    if checkpointed is not None:
-        share = round(num_layers * checkpointed / model.num_layers)
-        checkpointed = min(max(1, share), num_layers - 1)
-    return (
-        replace(model, num_layers=num_layers, layer_kinds=()),
-        replace(strategy, checkpointed_layers=checkpointed),
-    )
+        return model
+    return replace(model, num_layers=num_layers, layer_kinds=())
 
 
 def _stretches(model: ModelShape, strategy: Strategy) -> list[int]:

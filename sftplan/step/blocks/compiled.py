@@ -222,11 +222,19 @@ def _work(tape: Tape, context: Context, w: Shapes, x: Tensor, graph: Graph, prod
         model.head_dim, context.documents,
     )  # fmt: skip
     tape.work(kind, dtype, flops * products, moved, *work)
-    for buffer in graph.cast_weights():
-        tape.work("fused", dtype, 0, buffer.nbytes + buffer.numel * DType.FP32.size)
-    moved = int(FUSED_MOVED[products] * graph.row_bytes()) // FUSED_KERNELS[products]
+    casts, row_bytes = _moved(graph)
+    for num_bytes in casts:
+        tape.work("fused", dtype, 0, num_bytes)
+    moved = int(FUSED_MOVED[products] * row_bytes) // FUSED_KERNELS[products]
     for _ in range(FUSED_KERNELS[products]):
         tape.work("fused", dtype, 0, moved)
+
+
+@lru_cache(maxsize=512)
+def _moved(graph: Graph) -> tuple[tuple[int, ...], int]:
+    """Bytes of each cast of a weight, and of what has a row for each token."""
+    casts = graph.cast_weights()
+    return tuple(each.nbytes + each.numel * DType.FP32.size for each in casts), graph.row_bytes()
 
 
 def _draw(tape: Tape, context: Context, x: Tensor) -> None:

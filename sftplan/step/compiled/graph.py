@@ -36,7 +36,7 @@ class Buffer:
         )
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Graph:
     """Births (True) and deaths (False) in the wrapper code's order; `held` lives at the end."""
 
