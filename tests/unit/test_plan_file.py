@@ -52,6 +52,14 @@ def test_the_file_is_the_json_document_with_a_final_newline(tmp_path: Path, fitt
     assert hashlib.sha256(path.read_bytes()).hexdigest() == plan_sha256(fitting)
 
 
+def test_a_file_that_does_not_say_how_many_layers_means_all(tmp_path: Path, fitting: Plan) -> None:
+    document: Any = json.loads(render_plan(fitting))
+    del document["strategy"]["checkpointed_layers"]
+    (tmp_path / "plan.json").write_text(json.dumps(document))
+
+    assert read_plan(tmp_path / "plan.json").strategy.checkpointed_layers is None
+
+
 def test_another_plan_has_another_hash(not_fitting: Plan, fitting: Plan) -> None:
     assert plan_sha256(fitting) != plan_sha256(not_fitting)
 

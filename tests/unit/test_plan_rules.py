@@ -9,6 +9,7 @@ import pytest
 import sftplan.api
 from sftplan.cli.main import run
 from sftplan.errors import ExitCode
+from sftplan.plan.file import read_plan
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,6 +50,34 @@ def test_gpt2_large_as_transformers_trains_it_needs_one_of_them_on_two_24_gb_car
     assert plan.fits
     assert plan.strategy.zero > 0 or plan.strategy.checkpointing != "none"
     assert not neither.fits
+
+
+def test_some_layers_are_checkpointed_where_that_is_all_it_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job: dict[str, Any] = {
+        "model": "qwen2.5-0.5b", "seq_len": 1024, "hardware": "rtx-4090", "command": []
+    }  # fmt: skip
+    chosen = sftplan.api.plan(**job)
+    kind, layers = chosen.strategy.checkpointing, chosen.strategy.checkpointed_layers
+    assert layers is not None
+    shape: dict[str, Any] = {
+        name: getattr(chosen.strategy, name)
+        for name in ("precision", "offload", "loss", "compile", "micro_batch", "accumulation")
+    }
+    every, fewer = (
+        sftplan.api.plan(**job, **shape, checkpointing=kind, checkpointed_layers=number)
+        for number in (None, layers - 1)
+    )
+
+    assert chosen.verdict == every.verdict == "fits"
+    assert fewer.verdict != "fits"
+    assert (chosen.time.step_s or 0.0) < (every.time.step_s or 0.0)
+    asked = ["plan", "--model", "qwen2.5-0.5b", "--seq", "1024", "--hardware", "rtx-4090"]
+    run([*asked, "--out", str(tmp_path / "plan.json")])
+    screen = " ".join(capsys.readouterr().out.split())
+    assert f"{kind} checkpointing of {layers} layers, {kind.lighter} of the others" in screen
+    assert read_plan(tmp_path / "plan.json").strategy.checkpointed_layers == layers
 
 
 def test_7b_on_one_24_gb_card_offloads_and_says_how_slow_that_is(

@@ -206,6 +206,29 @@ def test_data_is_packed_and_keeps_the_mean_number_of_examples() -> None:
     assert choice.estimate.examples_per_step == pytest.approx(64, rel=0.05)
 
 
+@settings(max_examples=60, deadline=None)
+@given(jobs())
+def test_no_more_layers_are_checkpointed_than_it_takes(job: Job) -> None:
+    job = replace(job, toy=replace(job.toy, excess=(1.0,)))
+    choice = job.choose()
+    strategy, layers = choice.strategy, choice.strategy.checkpointed_layers
+    if layers is None or "checkpointed_layers" in job.pins:
+        return
+    fewer = replace(strategy, checkpointed_layers=layers - 1)
+    limit = capacity_bytes(job.machine) * (1.0 if choice.verdict == "tight" else 1 - job.margin)
+    assert job.toy.bound_bytes(strategy, job.machine) <= limit
+    assert job.toy.bound_bytes(fewer, job.machine) > limit
+
+
+def test_all_layers_is_what_checkpointing_alone_means() -> None:
+    pins = {"checkpointing": Checkpointing.FULL}
+    assert job(12.0, pins).choose().strategy.checkpointed_layers is None
+    pinned = job(12.0, pins | {"checkpointed_layers": 4}).choose().strategy
+    assert pinned.checkpointed_layers == 4
+    every = job(12.0, pins | {"checkpointed_layers": 6}).choose().strategy
+    assert every.checkpointed_layers is None
+
+
 def test_least_memory_is_what_was_asked_for() -> None:
     wanted = replace(job(40.0), minimize="memory")
     choice, feasible = wanted.choose(), wanted.brute_force()
@@ -219,6 +242,9 @@ def test_least_memory_is_what_was_asked_for() -> None:
         ({"offload": Offload.OPTIMIZER, "zero": 0}, "--zero 0"),
         ({"offload": Offload.ALL, "zero": 2}, "--zero 2"),
         ({"offload": Offload.ALL, "optimizer": Optimizer.ADAMW_8BIT}, "adamw-8bit"),
+        ({"checkpointed_layers": 2}, "--checkpointed-layers 2 does not say how"),
+        ({"checkpointed_layers": 2, "checkpointing": Checkpointing.NONE}, "exclude each other"),
+        ({"checkpointed_layers": 7, "checkpointing": Checkpointing.FULL}, "has 6 layers"),
         ({"micro_batch": 7}, "global batch 64 cannot be split over 7"),
         ({"micro_batch": 4, "accumulation": 4}, "global batch 64 is not 16"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
@@ -146,6 +147,29 @@ def test_memory_grows_with_batch_length_and_layers(name: str, strategy: Strategy
     assert allocated(model, replace(strategy, micro_batch=strategy.micro_batch + 1)) >= base
     assert allocated(model, strategy, length=128) >= base
     assert allocated(small(name, 8), strategy) > base
+
+
+@settings(deadline=None, max_examples=20)
+@given(any_family, any_strategy)
+def test_memory_is_convex_in_the_layers_that_are_checkpointed(
+    name: str, strategy: Strategy
+) -> None:
+    """Which the search relies on; a thousandth is what the seam between the two stretches may be off."""
+    kind = (
+        Checkpointing.FULL
+        if strategy.checkpointing is Checkpointing.NONE
+        else strategy.checkpointing
+    )
+    batch, model = batch_of(strategy, 512), small(name, 16)
+    found = []
+    for layers in (1, 4, 8, 12, 15):
+        some = replace(strategy, checkpointing=kind, checkpointed_layers=layers)
+        few = few_layers(model, some, 512)
+        tape = steady(few.model, few.strategy, batch, times=few.times)
+        found.append(allocated_bound_bytes(tape, few.times))
+
+    assert found[2] <= (found[1] + found[3]) / 2 * 1.001
+    assert all(after <= before * 1.001 for before, after in pairwise(found))
 
 
 @settings(deadline=None, max_examples=20)
