@@ -1,11 +1,11 @@
 """Under memory caps: does the plan chosen run, and is anything beside it faster?
 
-For each cap and model the plan is made for the GPU here with that much memory. `--beside 0`: PyTorch may then
-reserve the cap less the context, and the plan runs 20 steps. Else everything chosen and, for each cap, the
-next best by prediction of every branch of the search's grid (precision, checkpointing, loss, compilation,
-micro-batch) that is not predicted to need more than the cap by a tenth is run once without a cap; best under
-a cap is the fastest of a model that ran under it or was measured to need no more. `--gib 80,32` and `--models
-gpt2` take some: whether plans run does not change where several are tried at once on one GPU, their speed does.
+For each cap and model the plan is made for the GPU here with that much memory. `--kept`: PyTorch may then
+reserve the cap less the context, and the plan runs 20 steps. Else everything chosen and all points of the grid
+(verify_grid.py) that are predicted to come within `--near 0.03` of the fastest under some cap are run once
+without one; best under a cap is the fastest of a model that ran under it or was measured to need no more.
+`--gib 80,32` and `--models gpt2` take some: whether plans run does not change where several are tried at once on
+one GPU, their speed does.
 With `--judge` nothing runs: the choices of this version for the GPU of `--profile` among the rows of OUT.csv,
 which may be a published file of those that were kept to their caps. `--margin 0.01` plans with another share
 kept free.
@@ -17,12 +17,12 @@ import csv
 import math
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from functools import partial
 from statistics import fmean
 from typing import Any
 
 from verify_cases import MARGIN, Case, capped, lengths_of, machine_of, plan_of
+from verify_grid import near_the_fastest
 from verify_h200 import MEASURED, PLANNERS, Table, case_of, row_of, run_jobs
 
 from sftplan.facts.resolve import resolve_model
@@ -48,7 +48,6 @@ COLUMNS = ("name", "cap_gib", "model", "seq_len", "chosen", "micro_batch", "accu
            "attention", "loss", "packing", "compile", "verdict", "tokens_per_s_predicted")  # fmt: skip
 PINS = read_pins({"zero": 0, "offload": "none", "optimizer": "adamw"})
 ENOUGH = 0.97
-SLACK = 1.1  # of the cap, by prediction: what needs more is not tried
 KNOBS = (
     "precision",
     "checkpointing",
@@ -88,34 +87,6 @@ def replace_company(choice: Any) -> Any:
     return Only(choice.strategy, choice.estimate, choice.verdict)
 
 
-def beside(job: tuple[Plan, float, str, int, int]) -> list[Plan]:
-    """Plans of other points of the grid, fastest by prediction first, one per branch."""
-    plan, gib, name, seq_len, most = job
-    rows = plan.strategy.micro_batch * plan.strategy.accumulation
-    base = Case(model=name, seq_len=seq_len, allocator=plan.strategy.allocator, **knobs_of(plan))
-    changes: list[dict[str, Any]] = [{"precision": p} for p in ("bf16-master", "bf16-mixed")]
-    changes += [{"checkpointing": c} for c in ("none", "selective", "full")]
-    changes += [{"loss": loss} for loss in ("response", "chunked")]
-    changes += [{"compile": compiled} for compiled in (True, False)]
-    micros = [m for m in range(1, rows + 1) if rows % m == 0]
-    changes += [{"micro_batch": m, "accumulation": rows // m} for m in micros]
-    changes += [
-        {"checkpointing": c, "micro_batch": m, "accumulation": rows // m}
-        for c in ("none", "selective", "full")
-        for m in micros
-    ]
-    found: dict[str, Plan] = {}
-    for change in changes:
-        case = replace(base, **change)
-        if case.name == base.name or case.name in found:
-            continue
-        made = plan_of(case, capped(gib))
-        if made.memory.gpu.used_bytes <= gib * GIB * SLACK:
-            found[case.name] = made
-    ordered = sorted(found.values(), key=lambda p: -(p.time.tokens_per_s or 0.0))
-    return ordered[:most]
-
-
 def measure_caps(args: Any) -> None:
     """All caps and models."""
     deadline = time.monotonic() + args.seconds
@@ -127,20 +98,22 @@ def measure_caps(args: Any) -> None:
         for plan, point in zip(plans, points, strict=True):
             if not plan.fits:
                 print(f"{point}: nothing fits, {plan.memory.gpu.used_bytes / GIB:.2f} GiB at least")
-        if not args.beside:
+        if args.kept:
             jobs = [(plan, str(point[0]), point[1:]) for plan, *point in fitting]
             _run(table, jobs, deadline, capped_to=True)
             ran = [row for row in table.rows.values() if row["status"] == "ok"]
             print(f"{len(ran)} of {len(fitting)} chosen plans ran")
             return
-        others = pool.map(beside, [(*point, args.beside) for point in fitting])
-        grid = {
-            _words(plan, point[1:]): (plan, "any", tuple(point[1:])) for plan, *point in fitting
-        }
-        for found, (_, *point) in zip(others, fitting, strict=True):
-            for plan in found:
-                grid.setdefault(_words(plan, point[1:]), (plan, "any", tuple(point[1:])))
-        _run(table, list(grid.values()), deadline, capped_to=False)
+        plans_by_words = {_words(plan, point[1:]): (plan, point[1:]) for plan, *point in fitting}
+        caps = sorted({point[0] for _, *point in fitting})
+        bases = {tuple(point[1:]): case_from(plan, point[1:]) for plan, *point in fitting}
+        near = partial(near_the_fastest, caps_gib=caps, share=args.near)
+        for found in pool.map(near, bases.values()):
+            for case, plan in zip(found, pool.map(plan_of, found), strict=True):
+                model = (case.model, case.seq_len)
+                plans_by_words.setdefault(_words(plan, model), (plan, model))
+        grid = [(plan, "any", model) for plan, model in plans_by_words.values()]
+        _run(table, grid, deadline, capped_to=False)
     report(table, fitting, args.margin)
 
 
@@ -194,6 +167,14 @@ def judge_times(table: Table, profile: str | None) -> None:
 
 def _words(plan: Plan, model: Any) -> str:
     return " ".join(str(each) for each in (*model, *knobs_of(plan).values()))
+
+
+def case_from(plan: Plan, model: Any) -> Case:
+    """The case of a plan."""
+    name, seq_len = model
+    return Case(
+        model=name, seq_len=seq_len, allocator=plan.strategy.allocator.value, **knobs_of(plan)
+    )
 
 
 def knobs_of(plan: Plan) -> dict[str, Any]:

@@ -244,9 +244,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--fresh", type=int, default=0)
     parser.add_argument("--caps", action="store_true")
-    parser.add_argument(
-        "--beside", type=int, default=4, help="configurations tried beside each chosen one"
-    )
+    parser.add_argument("--kept", action="store_true", help="the choices, each kept to its cap")
+    parser.add_argument("--near", type=float, default=0.03, help="of the grid, by predicted time")
     parser.add_argument("--gib", help="some of the caps, with commas")
     parser.add_argument("--margin", type=float, default=MARGIN, help="kept free under caps")
     parser.add_argument("--models", help="some of the models under caps, with commas")
