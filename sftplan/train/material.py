@@ -157,7 +157,9 @@ def _evaluation(
 def identity_of(job: Job, material: Material, *, kernel: str) -> dict[str, Any]:
     """What decides on the numbers of a run: a checkpoint goes on only where all of it is the same."""
     strategy = asdict(job.plan.strategy)
-    same = ("precision", "loss", "checkpointing", "checkpointed_layers", "packing", "compile", "optimizer",
+    if strategy["checkpointed_layers"] is not None:
+        strategy["checkpointing"] += f" of {strategy['checkpointed_layers']} layers"
+    same = ("precision", "loss", "checkpointing", "packing", "compile", "optimizer",
             "attention_dropout", "max_grad_norm")  # fmt: skip
     free = (
         "eval_every",
