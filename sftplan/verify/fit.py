@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
     from sftplan.facts.calibration import Calibration, Observation
     from sftplan.facts.hardware import Hardware
+    from sftplan.facts.model import ModelShape
 
 STEP_SIGMA = (
     0.08  # what the time model leaves unexplained of a step, as a share: about its mean error
@@ -108,12 +109,10 @@ def beside_host(machine: Hardware, start: Hardware, host_scale: float | None) ->
 
 def predictor(observation: Observation) -> Callable[[Hardware], float] | None:
     """Seconds of an observed step on any rates; None where its model is not to be had any more."""
-    try:
-        model = resolve_model(observation.model)
-    except SftplanError:
+    job = _job_of(observation)
+    if job is None:
         return None
-    strategy = strategy_of(observation)
-    workload = workload_of(observation.workload)
+    model, strategy, workload = job
     passes = make_tapes(model, workload).passes(strategy, HOPPER, 1)
     captured = is_captured(strategy, model, workload.seq_len)
     waits = waits_for_mask(strategy, model, workload.seq_len)
@@ -128,21 +127,24 @@ def predictor(observation: Observation) -> Callable[[Hardware], float] | None:
     return predict
 
 
-def strategy_of(observation: Observation) -> Strategy:
-    """The strategy of an observed step."""
-    knobs = observation.strategy.items()
-    return Strategy(**{name: KINDS[name](v) if name in KINDS else v for name, v in knobs})
-
-
 def graphs_of(observation: Observation) -> int:
     """Bytes that CUDA graphs took beside an observed step, none where its model is not to be had any more."""
+    job = _job_of(observation)
+    if job is None:
+        return 0
+    model, strategy, workload = job
+    return graphs_bytes(strategy, 1, captured=is_captured(strategy, model, workload.seq_len))
+
+
+def _job_of(observation: Observation) -> tuple[ModelShape, Strategy, Workload] | None:
+    """What was observed; None where its model is not to be had any more."""
     try:
         model = resolve_model(observation.model)
     except SftplanError:
-        return 0
-    strategy = strategy_of(observation)
-    captured = is_captured(strategy, model, workload_of(observation.workload).seq_len)
-    return graphs_bytes(strategy, 1, captured=captured)
+        return None
+    knobs = observation.strategy.items()
+    strategy = Strategy(**{name: KINDS[name](v) if name in KINDS else v for name, v in knobs})
+    return model, strategy, workload_of(observation.workload)
 
 
 def workload_of(fields: dict[str, Any]) -> Workload:
