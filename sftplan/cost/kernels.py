@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 GAP_S = 1.0e-6  # between kernels of a full queue: a profiled step's length less its kernels, over 3,499 kernels
 # Between kernels of a CUDA graph: 0.2 to 0.7 µs in steps of 1,380 to 11,200 kernels (steps of cost/power.py).
 GRAPH_GAP_S = 0.4e-6
+# Before products with large results cuBLAS clears a counter, which in a graph has a gap before and after it: 1.4 +
+# 0.8 + 2.2 to 5.1 µs where there would be 0.4 (profiles of six captured steps, one H200, torch 2.11, 2026-11-28).
+# All results of 11.8e6 elements and more had it, none of 6.3e6 and less but those of 12,288 rows of 320; of split
+# products none.
+GRAPH_RESET_S = 5.0e-6
+RESET_ELEMENTS = 10e6
 RAMP_S = 1.0e-6  # a kernel that moves next to nothing: profiles show 1.0 to 1.2 µs
 SUM_START_S = 6e-6  # sums over rows clear a buffer and pass partial sums through memory
 
@@ -68,7 +74,7 @@ FRACTIONS: dict[str, tuple[float, float]] = {
     "softmax": (0.51, 0.51),  # as log_softmax: the same kernels
     "zero": (1.05, 0.75),
     "adamw": (0.80, 0.62),
-    "master_adamw": (0.70, 0.70),  # 28 bytes a parameter of gpt2-large in 7.0 ms: 3.09 TB/s
+    "master_adamw": (0.70, 0.70),  # 26 bytes a parameter of gpt2-large in 6.53 ms: 3.08 TB/s
     "norm": (0.75, 0.51),
     "clip": (0.80, 0.80),
     "embedding": (0.25, 0.25),  # rows gathered fast; gradients sorted and summed slowly
@@ -80,6 +86,12 @@ FRACTIONS: dict[str, tuple[float, float]] = {
     # Random numbers of inductor's dropouts, beside what they move; one counts as a byte. 0.29e12 a second: 293 µs
     # a layer of 2 · 32,768 · 1,280 (profile of a step of gpt2-large, one H200, torch 2.11, 2026-11-24).
     "random": (0.065, 0.065),
+    # An exact GELU beside what it moves: an element counts as a byte. 50.3e6 take 28 µs more than their bytes going
+    # forward, 33 µs going backward (pythia-410m, 6 rows of 2,048; profile on one H200, torch 2.11, 2026-11-28).
+    "erf": (0.38, 0.38),
+    # Sums of a norm's backward kernel, added up column by column: 384 rows of 1,024 in 8 to 9 µs, 768 in 15 to 23,
+    # 768 of 960 in 20 (profiles of 2026-11-28 as above).
+    "partial_sums": (0.045, 0.045),
 }
 # Kernels of the compiled head that are bound by what they compute: while they move a byte, products in fp32 would
 # do so many FLOPs. At 52 TFLOP/s an online softmax over 50,000 to 152,000 columns reads 1.1 to 1.5 TB/s, and the
@@ -102,6 +114,8 @@ def kernel_s(work: Work, device: Device, *, dropout: bool = False, captured: boo
     batch, m, n, k = work.shape if len(work.shape) == 4 else (1, *work.shape)
     rate = device.flops_per_s(work.dtype)
     size, moved = work.dtype.size, device.bytes_per_s
+    if captured and m * n >= RESET_ELEMENTS:
+        gap_s += GRAPH_RESET_S
     return gap_s + product_s(m, n, k, batch, size, rate, moved, clock=device.highest_clock)
 
 

@@ -11,7 +11,7 @@ from sftplan.cost.allocator import replay
 from sftplan.cost.blocks import round_size
 from sftplan.cost.captured import as_captured
 from sftplan.step.repeat import stretches
-from sftplan.step.tape import ASIDE
+from sftplan.step.tape import ASIDE, TUNING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -48,7 +48,7 @@ def exact_peaks(
         emptied_at.append(graphs.emptied_at)
     else:
         streams = [named[kind][2] for kind in events.kinds]
-    passing = passing_weights(events)
+    passing = passing_weights(events) | _kind(events, TUNING)
     result = replay(
         events.events, events.sizes, expandable=expandable, streams=streams,
         emptied_at=emptied_at, passing=passing, counted_from=emptied_at[0] if steps_alone else 0,
@@ -84,6 +84,11 @@ def passing_weights(events: Events | Tape) -> frozenset[int]:
         ~event for event in events.events[: begins(events)]
         if event < 0 and events.kinds[~event] == "weights"
     )  # fmt: skip
+
+
+def _kind(events: Events | Tape, kind: str) -> frozenset[int]:
+    """The storages of a category."""
+    return frozenset(number for number, each in enumerate(events.kinds) if each == kind)
 
 
 def describe(label: str) -> str:

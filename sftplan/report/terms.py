@@ -62,8 +62,9 @@ TERMS: dict[str, Term] = dict(
         _term(
             "optimizer",
             "bytes of AdamW's states",
-            "8 N: two fp32 moments per parameter; 12 N in bf16-master, with the fp32 weights; 4 N "
-            "in bf16-true; about 2 N with 8-bit moments; over n from ZeRO-1 on",
+            "8 N: two fp32 moments per parameter; 10 N in bf16-master, with 16 bits that make bf16 "
+            "weights fp32; 4 N in bf16-true; about 2 N with 8-bit moments, 6 N with fp32 weights; "
+            "over n from ZeRO-1 on, which has 12 N in bf16-master",
             "[ADAM] algorithm 1; [ZERO] section 3.1",
             "sftplan/step",
         ),

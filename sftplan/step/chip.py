@@ -20,7 +20,10 @@ class Chip:
     workspace_bytes: int = 32 * MIB
     has_cudnn_attention: bool = True
     multiprocessors: int = 132  # of an H100 or H200 SXM; scratch of reductions grows with it
+    l2_bytes: int = 60 * MIB  # as an H200 gives it
 
 
 HOPPER = Chip()
-BEFORE_HOPPER = Chip(workspace_bytes=8320 * KIB, has_cudnn_attention=False)
+BEFORE_HOPPER = Chip(
+    workspace_bytes=8320 * KIB, has_cudnn_attention=False, l2_bytes=40 * MIB
+)  # an A100's L2

@@ -89,11 +89,11 @@ def hidden_states(
 ) -> Tensor:
     """Embedding, blocks and final norm; (B, T, d)."""
     tokens, positions = _embeddings(
-        tape, model, weights, ids
+        tape, model, strategy, weights, ids
     )  # alive to the end, as in transformers
     tables = None
     if positions is None:
-        tables = rotary_tables(tape, model, ids.shape[1], tokens.dtype)
+        tables = rotary_tables(tape, model, _counted(strategy, ids), tokens.dtype)
     context = Context(model=model, strategy=strategy, tables=tables, documents=documents)
     x = tokens if positions is None else add(tape, tokens, positions)
     x = dropout(tape, x, model.embedding_dropout)
@@ -153,8 +153,15 @@ def _layer(
     return BLOCKS[family](tape, context, number, layer, x)
 
 
+def _counted(strategy: Strategy, ids: Tensor) -> tuple[int, int]:
+    """The shape of the positions: each token's, where documents are packed or rows lie in one; else one row's."""
+    told = strategy.packing or strategy.attention is Attention.VARLEN
+    rows, length = ids.shape
+    return (rows, length) if told else (1, length)
+
+
 def _embeddings(
-    tape: Tape, model: ModelShape, weights: Weights, ids: Tensor
+    tape: Tape, model: ModelShape, strategy: Strategy, weights: Weights, ids: Tensor
 ) -> tuple[Tensor, Tensor | None]:
     table = next(w for name, w in weights.others.items() if name.endswith(TOKEN_TABLES))
     tokens = embedding(tape, ids, table)
@@ -164,7 +171,7 @@ def _embeddings(
     position = next((w for n, w in weights.others.items() if n.endswith(POSITION_TABLES)), None)
     if position is None:
         return tokens, None
-    return tokens, embedding(tape, tape.empty((1, ids.shape[1]), DType.INT64), position)
+    return tokens, embedding(tape, tape.empty(_counted(strategy, ids), DType.INT64), position)
 
 
 def _projected(tape: Tape, weights: Weights, name: str, x: Tensor) -> Tensor:

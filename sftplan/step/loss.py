@@ -148,6 +148,7 @@ def _chunk(
     logits = tape.empty((rows, columns), dtype)
     matmul(tape, "linear", rows, columns, size, logits)
     if compiled:
+        tape.tune()
         tape.pointwise("online_softmax", [logits])
         tape.pointwise("cross_entropy_backward", [logits, logits])
     else:

@@ -68,20 +68,21 @@ def share(elements: int, ranks: int) -> int:
 def sharding_saves_bytes(model: ModelShape, strategy: Strategy, ranks: int) -> int:
     """What sharding surely takes off a rank: optimizer states, and from stage 3 on weights.
 
-    Gradients are left out: at the peak they may not be there. 12·P·(1 − 1/N) under bf16-master.
+    Gradients are left out: at the peak they may not be there. P·(10 − 12/N) under bf16-master, whose
+    weights are the upper halves of their masters where nothing is sharded.
 
     >>> from sftplan.facts.catalogue import builtin
     >>> from sftplan.facts.strategy import Precision, Strategy
     >>> two = Strategy(precision=Precision.BF16_MASTER, zero=2)
-    >>> sharding_saves_bytes(builtin("gpt2-large"), two, 8)  # 12 · 774030080 · 7/8 - two buckets
-    7927315840
+    >>> sharding_saves_bytes(builtin("gpt2-large"), two, 8)  # 774030080 · (10 - 12/8) - two buckets
+    6379255680
     """
     count = num_parameters(model)
     low = strategy.precision in (Precision.BF16_MASTER, Precision.BF16_TRUE)
     size = DType.BF16.size if low else DType.FP32.size
-    states = 3 if strategy.precision is Precision.BF16_MASTER else 2
     own = size if strategy.precision is Precision.BF16_TRUE else DType.FP32.size
-    saved = states * own * count - 3 * DType.FP32.size * share(count, ranks)
+    rest = DType.INT16.size if strategy.precision is Precision.BF16_MASTER else 0
+    saved = (2 * own + rest) * count - 3 * DType.FP32.size * share(count, ranks)
     if strategy.zero == 3:
         saved += size * (count - share(count, ranks))
     return saved - sharding_of(strategy, ranks).num_buckets * REDUCE_BUCKET_ELEMENTS * size

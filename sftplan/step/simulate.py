@@ -82,6 +82,7 @@ def steady(
     sharding = sharding_of(strategy, num_gpus)
     run = _Run(model, strategy, batch, sharding, chip, passes=1, times=times, tracer=tracer)
     run.settle()
+    run.tape.tuned = True
     run.step(first=False)
     run.tape.mark("end")
     return run.tape

@@ -24,6 +24,9 @@ ASIDE = (
 )
 
 
+TUNING = "tuning"  # category of what only the first step takes: reserved, but in no step's peak
+
+
 class Tape:
     """Events of one rank: storage numbers as they are born, their complements as they die.
 
@@ -49,6 +52,7 @@ class Tape:
         self.chip = chip
         self._workspaces: dict[bool, Storage] = {}
         self._lt_workspace: Storage | None = None
+        self.tuned = False  # a step went before, in which inductor tried its kernels
         self._in_backward = False
         self.on_gradient: Callable[[Tensor], bool] | None = None  # whether it is taken over
         self._frame: Frame | None = None
@@ -270,6 +274,15 @@ class Tape:
         """CuBLASLt takes one of its own at the first product with a bias."""
         if self._lt_workspace is None:
             self._lt_workspace = self.storage(LT_WORKSPACE_BYTES, "workspace")
+
+    def tune(self) -> None:
+        """Inductor tries how kernels of a new graph are fastest, beside a buffer that clears the L2 cache.
+
+        torch/_inductor/runtime/benchmarking.py. Once, for what runs first where most memory is taken.
+        """
+        if not self.tuned:
+            self.tuned = True
+            self.empty((self.chip.l2_bytes,), DType.BYTE, TUNING)
 
     def host(self, name: str, *, backward: bool = False, times: int = 1) -> None:
         """An operation that the host dispatches, so many times."""

@@ -24,6 +24,7 @@ class DType:
     FP16: ClassVar[DType]
     INT64: ClassVar[DType]
     INT32: ClassVar[DType]
+    INT16: ClassVar[DType]
     BYTE: ClassVar[DType]
 
     def __init__(self, label: str, size: int) -> None:
@@ -39,6 +40,7 @@ DType.BF16 = DType("bf16", 2)
 DType.FP16 = DType("fp16", 2)
 DType.INT64 = DType("int64", 8)
 DType.INT32 = DType("int32", 4)
+DType.INT16 = DType("int16", 2)
 DType.BYTE = DType("byte", 1)
 
 

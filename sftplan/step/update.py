@@ -75,10 +75,10 @@ def buckets(numels: Sequence[int], limit: int) -> list[range]:
 class Update:
     """AdamW over the trained tensors; the first step creates its states.
 
-    torch's fused kernel keeps two moments in the weights' type and a step counter. `bf16-master` has
-    fp32 copies of the weights, which one kernel moves along with them (train/master_adamw.py), its
-    states there from the beginning; `adamw-8bit` keeps one byte per moment and a scale per block, and
-    where weights have masters gradients are brought to fp32 bucket by bucket.
+    torch's fused kernel keeps two moments in the weights' type and a step counter. Under `bf16-master`
+    one kernel moves weights and 16 bits more, which together are fp32 (train/master_adamw.py), its states
+    there from the beginning; `adamw-8bit` keeps one byte per moment and a scale per block, and where
+    weights are bf16 it has fp32 copies of them and brings gradients to fp32 bucket by bucket.
     """
 
     def __init__(self, strategy: Strategy, order: Sequence[int]) -> None:
@@ -89,8 +89,8 @@ class Update:
         self.states: list[Tensor] = []
 
     def prepare(self, tape: Tape, weights: Trained) -> None:
-        """Master weights exist before the first step, and the states of the one kernel."""
-        if self.master:
+        """fp32 copies exist before the first step, and the states of the one kernel."""
+        if self.master and self.eight_bit:
             for layer, weight in weights:
                 tape.enter(layer)
                 self.states.append(tape.empty(weight.shape, DType.FP32, "optimizer"))
@@ -120,6 +120,8 @@ class Update:
         small = weight.numel < EIGHT_BIT_MIN_ELEMENTS
         if not self.eight_bit:
             self.states.append(tape.empty((), DType.FP32, "optimizer"))
+        if self.one_kernel:
+            self.states.append(tape.empty(weight.shape, DType.INT16, "optimizer"))
         for _ in ("exp_avg", "exp_avg_sq"):
             if self.eight_bit and not small:
                 blocks = -(-weight.numel // EIGHT_BIT_BLOCK_ELEMENTS)
@@ -145,11 +147,11 @@ class Update:
                 del held[0]  # in their order, as training lets them go
 
     def _moved(self, weight: Tensor) -> list[Tensor]:
-        """Each read or written once: weight, gradient, two moments in; weight and moments out."""
+        """Each read or written once: weight, gradient, two moments in; weight and moments out; rests both ways."""
         if self.eight_bit:
             moment = Tensor(weight.shape, DType.BYTE, weight.storage)
             return [weight, weight, weight, moment, moment, moment, moment]
         if not self.master:
             return [weight] * 7
-        master = Tensor(weight.shape, DType.FP32, weight.storage)
-        return [weight, *[master] * 6, weight]
+        moment = Tensor(weight.shape, DType.FP32, weight.storage)
+        return [*[weight] * 3, *[moment] * 4, *[weight] * 2]

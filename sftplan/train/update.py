@@ -1,9 +1,9 @@
 """AdamW on the weights of a model, in the types that the plan says.
 
-Decay is decoupled, on matrices and tables only: not on biases and norms. Under bf16-master the
-optimizer works on fp32 copies: in one kernel (master_adamw.py), or where there is no triton, or
-with 8-bit states, with gradients brought to fp32 bucket by bucket. Dividing the gradients and
-leaving out a bad step happen on the device: `divisor` and `skip` are tensors.
+Decay is decoupled, on matrices and tables only: not on biases and norms. Under bf16-master one kernel
+moves fp32 masters that are the weights and 16 bits more (master_adamw.py); where there is no triton, or
+with 8-bit states, the optimizer works on fp32 copies, gradients brought to fp32 bucket by bucket. Dividing
+the gradients and leaving out a bad step happen on the device: `divisor` and `skip` are tensors.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from dataclasses import dataclass
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +18,7 @@ import torch
 from sftplan.errors import NotReadyError
 from sftplan.facts.strategy import Optimizer, Precision
 from sftplan.step.update import MASTER_BUCKET_ELEMENTS, buckets
+from sftplan.train.halves import joined, split
 from sftplan.train.summing import SummedGradients
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ CLIP_EPSILON = 1e-6  # as torch.nn.utils.clip_grad_norm_
 
 @dataclass(frozen=True, slots=True)
 class _Weight:
-    """A parameter, and what the optimizer works on: itself, or its fp32 master copy."""
+    """A parameter, and what the optimizer works on: itself, or its fp32 copy."""
 
     name: str
     parameter: torch.nn.Parameter
@@ -61,16 +61,17 @@ class Update:
         self._model = model
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self.parameters = [parameter for _, parameter in named]
-        weights = [_Weight(name, p, self._own(p)) for name, p in named]
         self.one_kernel = self.master and not self.eight_bit and _has_triton(self.parameters[0])
+        self.copies = self.master and not self.one_kernel
+        weights = [_Weight(name, p, self._own(p)) for name, p in named]
         groups = [range(len(weights))]
-        if self.master and not self.one_kernel:
+        if self.copies:
             groups = buckets([w.parameter.numel() for w in weights], MASTER_BUCKET_ELEMENTS)
         self.buckets = [self._bucket([weights[number] for number in group]) for group in groups]
         self.summed = SummedGradients(self.parameters) if world_size > 1 else None
 
     def _own(self, parameter: torch.nn.Parameter) -> torch.nn.Parameter:
-        if not self.master:
+        if not self.copies:
             return parameter
         return torch.nn.Parameter(parameter.detach().float())
 
@@ -81,7 +82,7 @@ class Update:
         chosen = self.settings
         if self.one_kernel:
             kernel = _master_adamw()
-            return kernel([w.parameter for w in weights], [w.own for w in weights], chosen)
+            return kernel([w.parameter for w in weights], chosen)
         matrices = [w.own for w in weights if w.own.ndim > 1]
         others = [w.own for w in weights if w.own.ndim <= 1]
         groups = [
@@ -149,7 +150,7 @@ class Update:
                 continue
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
-            if self.master:
+            if self.copies:
                 _copy_gradients(bucket.weights)
             if self.eight_bit:
                 if not _is_set(skip):
@@ -158,7 +159,7 @@ class Update:
             else:  # as torch's own GradScaler hands them to fused optimizers
                 optimizer.grad_scale, optimizer.found_inf = divisor, skip
                 optimizer.step()
-            if self.master:
+            if self.copies:
                 torch._foreach_copy_(
                     [w.parameter for w in bucket.weights], [w.own for w in bucket.weights]
                 )
@@ -174,11 +175,11 @@ class Update:
             parameter.grad = None
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that the next step depends on, by `part/name of the weight`."""
+        """What is held beside the weights, by `part/name of the weight`."""
         found: dict[str, Tensor] = {}
         for bucket in self.buckets:
             for weight in bucket.weights:
-                if self.master:
+                if self.copies:
                     found[f"master/{weight.name}"] = weight.own.detach()
                 for part, value in bucket.optimizer.state.get(weight.own, {}).items():
                     number = value if isinstance(value, Tensor) else torch.tensor(value)
@@ -194,12 +195,23 @@ class Update:
             yield name, parameter.detach()
 
     def saved(self) -> Iterator[tuple[str, Tensor]]:
-        """`state`, one after the other."""
-        yield from self.state().items()
+        """What the next step depends on beside the weights, one after the other; masters in fp32.
+
+        They are joined in host memory: on the device that would take more than the step does.
+        """
+        weights = dict(self.weights())
+        for key, value in self.state().items():
+            part, _, name = key.partition("/")
+            if part == "rest":
+                yield f"master/{name}", joined(weights[name].cpu(), value.cpu())
+            else:
+                yield key, value
 
     def saved_bytes(self) -> int:
         """Bytes of a checkpoint."""
-        return sum(tensor.nbytes for _, tensor in chain(self.weights(), self.saved()))
+        held = [*self.weights(), *self.state().items()]
+        wider = sum(value.nbytes for key, value in held if key.startswith("rest/"))  # 4 for 2
+        return wider + sum(value.nbytes for _, value in held)
 
     def gathered(self, *, keep: bool) -> dict[str, Tensor] | None:
         """The whole weights where the model has them in parts: never."""
@@ -212,8 +224,9 @@ class Update:
             parameter.copy_(weights[name])
         self.load(state)
 
+    @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state` returned."""
+        """Go on from what `saved` returned."""
         by_name: dict[str, list[str]] = {}
         for key in state:
             part, _, name = key.partition("/")
@@ -222,8 +235,11 @@ class Update:
             optimizer: Any = bucket.optimizer
             for weight in bucket.weights:
                 parts = {part: state[f"{part}/{weight.name}"] for part in by_name[weight.name]}
-                if self.master:
+                if self.copies:
                     weight.own.data.copy_(parts.pop("master"))
+                elif self.one_kernel:
+                    nearest, parts["rest"] = split(parts.pop("master"))
+                    weight.parameter.copy_(nearest)
                 optimizer.state[weight.own] = {
                     part: self._placed(part, value, weight.own) for part, value in parts.items()
                 }

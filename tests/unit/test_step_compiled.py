@@ -35,7 +35,15 @@ BLOCKS = [
     ("gpt2-large", 2048, LOW, False, 78_839_824, 84_082_704, 34_078_720),
     ("gpt2", 2048, AMP, True, 63_045_648, 72_482_832, 14_155_776),
     ("gpt2", 2048, AMP, False, 61_472_784, 70_909_968, 15_728_640),
-    ("gpt2", 2048, LOW, True, 48_889_872, 52_035_600, 6_292_992),
+    (
+        "gpt2",
+        2048,
+        LOW,
+        True,
+        48_889_872,
+        55_181_328,
+        6_292_992,
+    ),  # the residual apart, as an H200 has it
     ("gpt2", 2048, LOW, False, 47_317_008, 50_462_736, 17_301_504),
     ("llama-3.2-1b", 2048, AMP, False, 268_714_000, 293_879_824, 41_943_040),
     ("llama-3.2-1b", 2048, LOW, False, 147_079_184, 155_467_792, 67_108_864),
@@ -210,15 +218,14 @@ def test_head(
     vocabulary: int, hidden: int, types: dict[str, Any], saved: int, forward: int, above: int
 ) -> None:
     head = compiled_head(vocabulary, hidden, 1024, **types)
-    assert head.saved_bytes == saved
+    given = 0 if types["autocast"] else 1024 * hidden * 2  # hidden states, which are its input
+    assert head.saved_bytes == saved + given
     assert head.forward.peak_bytes() == forward
-    error = head.backward.peak_bytes() - above  # 8200: the two numbers per row
-    hidden_first = (vocabulary, hidden, types) == (
-        50257,
-        1280,
-        LOW,
-    )  # frees the padded weight before its gradient
-    assert abs(error - (2 * 50304 * 1280 if hidden_first else 0)) <= 8200
+    weight_first = not (
+        given and vocabulary % 64 and hidden > 1024
+    )  # and hidden states go before theirs
+    error = head.backward.peak_bytes() + (given if weight_first else 0) - above
+    assert abs(error) <= 8200  # the two numbers per row
 
 
 @pytest.mark.slow

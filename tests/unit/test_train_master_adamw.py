@@ -1,4 +1,4 @@
-"""One kernel over all bf16 weights against torch's AdamW on fp32 copies; on a GPU."""
+"""One kernel over all bf16 weights and their rests against torch's AdamW on fp32 copies; on a GPU."""
 
 # ruff: noqa: TID253
 from __future__ import annotations
@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sftplan.facts.strategy import Optimizer, Precision
+from sftplan.train.halves import split
 from sftplan.train.settings import Settings
 from sftplan.train.update import Update
 
@@ -52,17 +53,14 @@ def test_follows_torch_on_fp32_masters_and_stays_where_a_step_is_skipped() -> No
         update.step(learning_rate=1e-3, divisor=torch.tensor(4.0, device="cuda"), skip=flag)
         if not skipped:
             plain.step()
-    state = update.state()
+    state = {key: value.cpu() for key, value in update.saved()}
     for place, (weight, copy) in enumerate(zip(model.all[:-1], copies, strict=True)):
-        torch.testing.assert_close(
-            state[f"master/all.{place}"], copy.detach(), rtol=2e-6, atol=1e-7
-        )
-        torch.testing.assert_close(
-            weight.detach(), state[f"master/all.{place}"].bfloat16(), rtol=0, atol=0
-        )
+        master = state[f"master/all.{place}"]
+        torch.testing.assert_close(master, copy.detach().cpu(), rtol=2e-6, atol=1e-7)
+        assert torch.equal(weight.detach().cpu(), split(master)[0])
         for part in ("exp_avg", "exp_avg_sq"):
             torch.testing.assert_close(
-                state[f"{part}/all.{place}"], plain.state[copy][part], rtol=1e-5, atol=1e-7
+                state[f"{part}/all.{place}"], plain.state[copy][part].cpu(), rtol=1e-5, atol=1e-7
             )
         assert state[f"step/all.{place}"].item() == 5
     torch.testing.assert_close(model.all[-1].detach(), untouched, rtol=0, atol=0)
@@ -88,17 +86,31 @@ def test_goes_on_to_the_bit_from_what_it_saved() -> None:
         )
 
     (model, update), (other, restored) = made(), made()
-    restored.restore(dict(model.named_parameters()), update.state())  # before any step
+    restored.restore(dict(model.named_parameters()), dict(update.saved()))  # before any step
     for seed in (1, 2):
         move(model, update, seed)
     move(other, restored, 9)
     restored.restore(
         {k: v.detach().clone() for k, v in model.named_parameters()},
-        {k: v.clone() for k, v in update.state().items()},
+        {k: v.clone() for k, v in update.saved()},
     )
     move(model, update, 3)
     move(other, restored, 3)
-    for name, value in update.state().items():
-        torch.testing.assert_close(restored.state()[name], value, rtol=0, atol=0)
+    found = dict(restored.saved())
+    for name, value in update.saved():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=0)
     for a, b in zip(model.all, other.all, strict=True):
         torch.testing.assert_close(a.detach(), b.detach(), rtol=0, atol=0)
+
+
+def test_a_gradient_that_is_not_a_number_shows_in_the_weight() -> None:
+    model = Weights()
+    update = Update(
+        model, precision=Precision.BF16_MASTER, kind=Optimizer.ADAMW, settings=Settings()
+    )
+    model.all[0].grad = torch.full_like(model.all[0], torch.nan)
+    zero = torch.zeros((), device="cuda")
+    update.step(learning_rate=1e-3, divisor=torch.ones((), device="cuda"), skip=zero)
+
+    assert model.all[0].isnan().all()
+    assert not model.all[1].isnan().any()

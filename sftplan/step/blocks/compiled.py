@@ -5,13 +5,12 @@ from __future__ import annotations
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
-from sftplan.facts.model import Family
 from sftplan.facts.strategy import Attention, Checkpointing
+from sftplan.step.blocks.compiled_work import block_work, formed_again_work, head_work
 from sftplan.step.compiled import compiled_block
 from sftplan.step.compiled.block import SUPPORTED
-from sftplan.step.compiled.head import HEAD_MULTIPLE, compiled_head
-from sftplan.step.ops.attention import flash_backward_scratch, kernel_shape, rowwise_flops
-from sftplan.step.ops.matmul import matmul
+from sftplan.step.compiled.head import compiled_head
+from sftplan.step.ops.attention import flash_backward_scratch
 from sftplan.step.tensor import DType, Tensor
 
 if TYPE_CHECKING:
@@ -45,14 +44,7 @@ GIVEN = {
     ),
     Checkpointing.FULL: frozenset[str](),
 }
-# Inductor's kernels of a block beside products, attention and casts of weights, in the forward pass and in the
-# backward pass, and the bytes they move over those that they and the products write. Profiles of GPT-2, Qwen 2.5,
-# Llama 3.2 and NeoX (11 of the steps of cost/power.py) have 27 to 32 such kernels a layer, many of them small: sums
-# over rows in two kernels for each norm and bias. They have 1.1 to 1.4 and 2.4 to 2.6 of the bytes.
-FUSED_KERNELS = {1: 8, 2: 20}
-FUSED_MOVED = {1: 1.3, 2: 2.6}
-FORMED_AGAIN_KERNELS = 3  # both norms and the activation, which selective checkpointing forms again
-FIRST_PRODUCTS = ("qkv", "q", "d act")
+FIRST_PRODUCTS = ("qkv", "q", "d act", "logits", "d weight low")
 LUMP = "biases and norms"  # gradients that compiled_block gives as one buffer
 
 
@@ -89,7 +81,7 @@ def compiled_layer(
     node = tape.node("compiled", inputs, _backward, (x,))
     node.extra = (spec, plain, context, kind, list(w))
     held = _run(tape, spec.forward, {})
-    _work(tape, context, {name: v.shape for name, v in w.items()}, x, plain.forward, 1)
+    block_work(tape, context, {name: v.shape for name, v in w.items()}, x, plain.forward, 1)
     out = held.pop(spec.forward.held["out"]).view(*x.shape)
     for buffer in spec.saved:
         tape.save(node, held.pop(buffer))
@@ -157,13 +149,10 @@ def _backward(
     del alive, held
     w = dict(zip(names, (shape for shape, _ in node.inputs[1:]), strict=True))
     if kind is Checkpointing.FULL:
-        _work(tape, context, _read_again(w, context), x, plain.forward, 1)
+        block_work(tape, context, _read_again(w, context), x, plain.forward, 1)
     elif kind is Checkpointing.SELECTIVE:
-        for _ in range(FORMED_AGAIN_KERNELS):
-            moved = FUSED_MOVED[1] * _formed_again_bytes(plain) / FORMED_AGAIN_KERNELS
-            tape.work("fused", x.dtype, 0, int(moved))
-        _draw(tape, context, x)
-    _work(tape, context, w, x, plain.backward, 2)
+        formed_again_work(tape, context, x, _formed_again_bytes(plain))
+    block_work(tape, context, w, x, plain.backward, 2)
     low = tape.autocast_dtype or x.dtype
     columns = sum(shape[0] for name, shape in w.items() if _is_bias(name, w))
     tape.work("fused", x.dtype, 0, x.shape[0] * x.shape[1] * columns * low.size)
@@ -202,58 +191,6 @@ def _gradient_places(names: tuple[str, ...], buffers: tuple[str, ...]) -> tuple[
     return tuple(place(name) for name in names)
 
 
-def _work(tape: Tape, context: Context, w: Shapes, x: Tensor, graph: Graph, products: int) -> None:
-    """The products, the attention, and one pass over every buffer for what is fused between them."""
-    model = context.model
-    tokens = x.shape[0] * x.shape[1]
-    dtype = tape.autocast_dtype or x.dtype
-    low = Tensor((), dtype, x.storage)
-    for shape in w.values():
-        if len(shape) > 1:
-            _products(tape, tokens, shape[0], shape[1], low, products)
-    flops = rowwise_flops(
-        x.shape[0], model.num_heads, x.shape[1], model.head_dim, context.documents
-    )
-    moved = 2 * tokens * (model.query_size + model.kv_size) * dtype.size * products
-    if products == 1:
-        _draw(tape, context, x)
-    kind, work = kernel_shape(
-        "flash" if products == 1 else "flash_backward", x.shape[0], model.num_heads, x.shape[1],
-        model.head_dim, context.documents,
-    )  # fmt: skip
-    tape.work(kind, dtype, flops * products, moved, *work)
-    casts, row_bytes = _moved(graph)
-    for num_bytes in casts:
-        tape.work("fused", dtype, 0, num_bytes)
-    moved = int(FUSED_MOVED[products] * row_bytes) // FUSED_KERNELS[products]
-    for _ in range(FUSED_KERNELS[products]):
-        tape.work("fused", dtype, 0, moved)
-
-
-@lru_cache(maxsize=512)
-def _moved(graph: Graph) -> tuple[tuple[int, ...], int]:
-    """Bytes of each cast of a weight, and of what has a row for each token."""
-    casts = graph.cast_weights()
-    return tuple(each.nbytes + each.numel * DType.FP32.size for each in casts), graph.row_bytes()
-
-
-def _draw(tape: Tape, context: Context, x: Tensor) -> None:
-    """The masks of OPT's two dropouts, which are inductor's own; others' are hashed."""
-    model = context.model
-    if model.residual_dropout and model.family is Family.OPT:
-        elements = 2 * x.shape[0] * x.shape[1] * model.hidden_size
-        tape.work("random", tape.autocast_dtype or x.dtype, 0, elements)
-
-
-def _products(tape: Tape, rows: int, columns: int, inner: int, low: Tensor, products: int) -> None:
-    """x·Wᵀ, or the gradients of x and of W."""
-    if products == 1:
-        matmul(tape, "linear", rows, columns, inner, low)
-    else:
-        matmul(tape, "linear", rows, inner, columns, low)
-        matmul(tape, "linear", columns, inner, rows, low)
-
-
 def compiled_loss(tape: Tape, model: ModelShape, weight: Tensor, x: Tensor) -> Tensor:
     """LM head and cross-entropy in one graph: (positions, d) and (V, d) to the loss."""
     spec = compiled_head(
@@ -263,12 +200,12 @@ def compiled_loss(tape: Tape, model: ModelShape, weight: Tensor, x: Tensor) -> T
         weights=weight.dtype,
         autocast=tape.autocast_dtype,
     )
-    node = tape.node("compiled", (x, weight), _loss_backward, (x, weight))
+    node = tape.node("compiled", (x, weight), _loss_backward, (weight,))
     node.extra = spec
     held = _run(tape, spec.forward, {})
-    _head_work(tape, spec.forward, x, weight, 1)
+    head_work(tape, spec.forward, weight, x.shape[0], 1)
     for buffer in spec.saved:
-        tape.save(node, held.pop(buffer))
+        tape.save(node, held.pop(buffer, x))
     loss = held.pop(spec.forward.held["loss"])
     loss.node = node
     return loss
@@ -278,30 +215,17 @@ def _loss_backward(
     tape: Tape, node: Node, gradients: list[Tensor | None], saved: list[Tensor]
 ) -> list[Tensor | None]:
     spec: Compiled = node.extra
-    x, weight = saved[:2]
-    held = dict(zip(spec.saved, saved[2:], strict=True))
+    weight = saved[0]
+    held = dict(zip(spec.saved, saved[1:], strict=True))
     saved.clear()
     node.saved.clear()
-    _head_work(tape, spec.backward, x, weight, 2)
+    (hidden_shape, _), (weight_shape, _) = node.inputs
     alive = _run(tape, spec.backward, held)
+    head_work(tape, spec.backward, weight, hidden_shape[0], 2)
     ends = {name.removesuffix(" low"): b for name, b in spec.backward.held.items()}
     return [
-        alive[ends["d hidden"]].view(*node.inputs[0][0]),
-        alive[ends["d weight"]].view(*node.inputs[1][0]),
+        alive[ends["d hidden"]].view(*hidden_shape),
+        alive[ends["d weight"]].view(
+            *weight_shape
+        ),  # or the padded one's first rows, nobody else's
     ]
-
-
-def _head_work(tape: Tape, graph: Graph, x: Tensor, weight: Tensor, products: int) -> None:
-    """Products, and one kernel over the logits: it reads them; going backward it writes over them."""
-    low = Tensor((), tape.autocast_dtype or x.dtype, x.storage)
-    columns = -(-weight.shape[0] // HEAD_MULTIPLE) * HEAD_MULTIPLE
-    _products(tape, x.shape[0], columns, x.shape[1], low, products)
-    logits_bytes = x.shape[0] * columns * low.dtype.size
-    if products == 1:
-        tape.work("online_softmax", low.dtype, 0, logits_bytes)
-        tape.work("fused", low.dtype, 0, 2 * (graph.written_bytes() - logits_bytes))
-    else:
-        padded = columns != weight.shape[0]
-        kind = "padded_cross_entropy_backward" if padded else "cross_entropy_backward"
-        tape.work(kind, low.dtype, 0, 2 * logits_bytes)
-        tape.work("fused", low.dtype, 0, 2 * graph.written_bytes())

@@ -91,22 +91,23 @@ def attention(tape: Tape, context: Context, number: int, q: Tensor, k: Tensor, v
 
 
 def rotary_tables(
-    tape: Tape, model: ModelShape, length: int, dtype: DType
+    tape: Tape, model: ModelShape, shape: tuple[int, int], dtype: DType
 ) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of every position, formed in fp32 and kept in the type of the hidden states."""
+    """Cosine and sine of positions (B, T), formed in fp32 and kept in the type of the hidden states."""
     size = int(model.head_dim * model.rotary_fraction)
-    positions = tape.empty((1, length), DType.INT64)
-    as_float = tape.empty((1, length), DType.FP32)
-    angles = tape.empty((1, length, size // 2), DType.FP32)
-    both = tape.empty((1, length, size), DType.FP32)
+    positions = tape.empty(shape, DType.INT64)
+    as_float = tape.empty(shape, DType.FP32)
+    angles = tape.empty((*shape, size // 2), DType.FP32)
+    tape.touch_workspace()
+    both = tape.empty((*shape, size), DType.FP32)
     tables = []
     for _ in ("cos", "sin"):
         value = tape.empty(both.shape, DType.FP32)
         value = tape.empty(both.shape, DType.FP32)  # times the attention scaling
         tables.append(value)
+    cosine, sine = (tape.cast(table, dtype) for table in tables)
     del positions, as_float, angles, both
-    cosine, sine = tables
-    return tape.cast(cosine, dtype), tape.cast(sine, dtype)
+    return cosine, sine
 
 
 def rotate(tape: Tape, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from sftplan.step.compiled.again_backward import recomputing_backward
 from sftplan.step.compiled.backward import backward_graph
 from sftplan.step.compiled.block import SUPPORTED, Block
 from sftplan.step.compiled.forward import forward_graph
+from sftplan.step.compiled.gpt2 import gpt2_backward_graph
 from sftplan.step.compiled.graph import Compiled
 from sftplan.step.compiled.parallel import parallel_backward_graph
 from sftplan.step.tensor import DType
@@ -84,4 +85,5 @@ def compiled_block(
     forward = forward_graph(block)
     saved = {name: buffer for name, buffer in forward.held.items() if name != "out"}
     going_back = parallel_backward_graph if model.parallel_residual else backward_graph
+    going_back = gpt2_backward_graph if block.as_allocated else going_back
     return Compiled(tuple(saved.values()), forward, going_back(block, saved))

@@ -34,12 +34,6 @@ class _Backward(Again):
 
     whole = True
 
-    @property
-    def as_allocated(self) -> bool:
-        """GPT-2 with dropout and 16-bit weights, in the order in which an H200 allocated it (torch 2.11)."""
-        block = self.block
-        return block.model.family is Family.GPT2 and block.dropout and not block.widens
-
     def inward(self, result: str, name: str) -> None:
         """The gradient of a product's input."""
         weight = self.cast(result)
@@ -116,7 +110,7 @@ class _Backward(Again):
         if not self.whole:
             self.weight_gradient(inner, *(["up"] if up else []))
             graph.free("norm2", "d pre", "d up")
-        if self.as_allocated:
+        if self.block.as_allocated:
             graph.free("projected" if self.whole else "", "d norm2 a")
 
     def forward_again(self) -> None:
@@ -158,8 +152,8 @@ class _Backward(Again):
     def attention(self) -> None:
         """Through the output projection and the attention, to the gradient of the first norm's result."""
         block, graph, m = self.block, self.graph, self.model
-        if self.as_allocated and not self.whole:
-            self.over("projected", "d attended", m.query_size)
+        if self.block.as_allocated and not self.whole:
+            graph.over("projected", "d attended", block.tokens, m.query_size, dtype=self.low)
         self.inward("projected", "d attended")
         if not self.whole:
             if not block.fused_qkv:
@@ -169,6 +163,7 @@ class _Backward(Again):
             self.weight_gradient("projected")
             graph.free("d projected")
         self.attention_gradients()
+        graph.free("qkv" if self.block.as_allocated else "")
         graph.free("d attended", "q read", "k read", "v read", "logsumexp", "attention.rng")
         if block.fused_qkv:
             graph.free("attended", "qkv")
@@ -178,7 +173,7 @@ class _Backward(Again):
             graph.free(self.cast("qkv"))
             self.new("norm1", m.hidden_size)
             self.weight_gradient("qkv")
-            graph.free("norm1" if self.as_allocated else "", "d qkv")
+            graph.free("norm1" if self.block.as_allocated else "", "d qkv")
         else:
             self.three()
 

@@ -38,6 +38,11 @@ class Block:
         return () if self.model.parallel_residual else ("mask2",)
 
     @property
+    def as_allocated(self) -> bool:
+        """GPT-2 with dropout and 16-bit weights: its buffers come and go as an H200 allocated them (torch 2.11)."""
+        return self.model.family is Family.GPT2 and self.dropout and not self.widens
+
+    @property
     def attended_kv_size(self) -> int:
         """Columns of keys, and of values, as the attention reads them."""
         return self.model.query_size if self.repeats else self.model.kv_size

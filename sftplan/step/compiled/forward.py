@@ -23,12 +23,16 @@ def forward_graph(block: Block) -> Graph:
     if "mask1" in block.masks:
         graph.new("seeds", 2, dtype=DType.INT64)
         graph.new("mask1", block.tokens, m.hidden_size, dtype=DType.BYTE)
+    if block.as_allocated:
+        graph.new("residual", block.tokens, m.hidden_size, dtype=block.low)
     if not m.parallel_residual:
         _norm(graph, block, "norm2")
     _mlp(graph, block)
     if "mask2" in block.masks:
         graph.new("mask2", block.tokens, m.hidden_size, dtype=DType.BYTE)
-    if block.widens:
+    if block.as_allocated:
+        graph.reuse("residual", "out")
+    elif block.widens:
         graph.new("out", block.tokens, m.hidden_size, dtype=block.weights)
     else:
         graph.reuse("down", "out")

@@ -59,8 +59,8 @@ class PlannedGraph(Graph):
         for at, (born, buffer) in enumerate(self.events):
             waiting = dead.setdefault((buffer.dtype, buffer.nbytes), [])
             if not born:
-                over = self.events[at + 1 : at + 2]
-                if buffer in own or (over and over[0][1] in self.written):
+                follows, after = (*self.events, (False, buffer))[at + 1]
+                if buffer in own or (follows and after in self.written):
                     waiting.append(at)
             elif waiting and buffer not in self.returned:
                 since = waiting[-1]

@@ -13,12 +13,13 @@ Tensor = torch.Tensor
 
 
 class MasterAdamW:
-    """Two fp32 moments of each master copy from the beginning, and no copy of a gradient."""
+    """The state of each weight from the beginning, and no copy of a gradient."""
 
-    def __init__(self, weights: Sequence[Tensor], masters: Sequence[Tensor], settings: Any) -> None:
-        parts = ("exp_avg", "exp_avg_sq")
+    def __init__(self, weights: Sequence[Tensor], settings: Any) -> None:
+        parts = {"rest": torch.int16, "exp_avg": torch.float32, "exp_avg_sq": torch.float32}
         self.state = {
-            master: {part: torch.zeros_like(master) for part in parts} for master in masters
+            weight: {part: torch.zeros_like(weight, dtype=dtype) for part, dtype in parts.items()}
+            for weight in weights
         }
 
     def step(self, **_: Any) -> None:
