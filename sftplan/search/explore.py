@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from sftplan.search.coster import Ledger
     from sftplan.search.space import Branch, Family
 
-TIE_FRACTION = (
-    0.005  # what is within it of the fastest is as fast: estimates of neighbours are no better
-)
+TIE_FRACTION = 0.01  # what is within it of the fastest is as fast: estimates are no better
 _PADDED: dict[str, Any] = {"packing": False, "attention": Attention.SDPA}
 
 
@@ -50,7 +48,7 @@ def num_mechanisms(strategy: Strategy) -> int:
 
 
 def best_first(candidates: Iterable[Candidate], capacity: int) -> list[Candidate]:
-    """The tie rule: fastest within 0.5 %, then most headroom, then fewest mechanisms.
+    """The tie rule: fastest within 1 %, then most headroom, then fewest mechanisms.
 
     Headroom is compared in percent of the capacity. What is slower than the tie is left out.
     """
@@ -66,7 +64,7 @@ def best_first(candidates: Iterable[Candidate], capacity: int) -> list[Candidate
 
 
 def leanest_first(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Least memory within 0.5 %, then fastest, then fewest mechanisms."""
+    """Least memory within 1 %, then fastest, then fewest mechanisms."""
     found = list(candidates)
     least = min((each.used_bytes for each in found), default=0)
     tied = [each for each in found if each.used_bytes <= least * (1 + TIE_FRACTION)]

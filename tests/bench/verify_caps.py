@@ -18,6 +18,7 @@ import math
 import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from itertools import zip_longest
 from statistics import fmean
 from typing import Any
 
@@ -108,10 +109,11 @@ def measure_caps(args: Any) -> None:
         caps = sorted({point[0] for _, *point in fitting})
         bases = {tuple(point[1:]): case_from(plan, point[1:]) for plan, *point in fitting}
         near = partial(near_the_fastest, caps_gib=caps, share=args.near)
-        for found in pool.map(near, bases.values()):
-            for case, plan in zip(found, pool.map(plan_of, found), strict=True):
-                model = (case.model, case.seq_len)
-                plans_by_words.setdefault(_words(plan, model), (plan, model))
+        by_model = zip_longest(*pool.map(near, bases.values()))  # of each the nearest first
+        found = [case for each in by_model for case in each if case is not None]
+        for case, plan in zip(found, pool.map(plan_of, found), strict=True):
+            model = (case.model, case.seq_len)
+            plans_by_words.setdefault(_words(plan, model), (plan, model))
         grid = [(plan, "any", model) for plan, model in plans_by_words.values()]
         _run(table, grid, deadline, capped_to=False)
     report(table, fitting, args.margin)
