@@ -276,10 +276,7 @@ class Tape:
             self._lt_workspace = self.storage(LT_WORKSPACE_BYTES, "workspace")
 
     def tune(self) -> None:
-        """Inductor tries how kernels of a new graph are fastest, beside a buffer that clears the L2 cache.
-
-        torch/_inductor/runtime/benchmarking.py. Once, for what runs first where most memory is taken.
-        """
+        """Once: inductor tries a graph's kernels beside a buffer of the L2 cache's size (its benchmarking.py)."""
         if not self.tuned:
             self.tuned = True
             self.empty((self.chip.l2_bytes,), DType.BYTE, TUNING)
