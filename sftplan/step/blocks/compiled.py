@@ -225,7 +225,5 @@ def _loss_backward(
     ends = {name.removesuffix(" low"): b for name, b in spec.backward.held.items()}
     return [
         alive[ends["d hidden"]].view(*hidden_shape),
-        alive[ends["d weight"]].view(
-            *weight_shape
-        ),  # or the padded one's first rows, nobody else's
+        alive[ends["d weight"]].view(*weight_shape),  # or first rows, which nobody else holds
     ]

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from sftplan.facts.model import Family
+from sftplan.step.compiled.gpt2 import TOKENS_PER_PARTIAL_SUM
 from sftplan.step.compiled.head import HEAD_MULTIPLE
 from sftplan.step.ops.attention import kernel_shape, rowwise_flops
 from sftplan.step.ops.matmul import matmul
@@ -33,10 +34,8 @@ BACKWARD_KERNELS = {"layernorm": 16, "rmsnorm": 8}
 FORWARD_MOVED = {"layernorm": 1.15, "rmsnorm": 1.35}
 BACKWARD_MOVED = {"layernorm": 2.5, "rmsnorm": 2.4}
 FORMED_AGAIN_KERNELS = 3  # both norms and the activation, which selective checkpointing forms again
-# A norm's backward kernel leaves a row of sums for every so many tokens (inductor's mixed-order reduction splits no
-# finer), which one of PyTorch's own kernels adds up for each weight and bias: column by column until there are so
-# many rows that it shares them out.
-TOKENS_PER_PARTIAL_SUM = 16
+# The rows of sums that a norm's backward kernel leaves are added up by a kernel of PyTorch's for each weight and
+# bias: column by column, until there are so many that it shares them out.
 MOST_PARTIAL_SUMS = 1024
 
 

@@ -17,9 +17,8 @@ if TYPE_CHECKING:
     from sftplan.step.compiled.block import Block
     from sftplan.step.compiled.graph import Buffer
 
-TOKENS_PER_PARTIAL_SUM = (
-    16  # of a norm's weight and bias: inductor's mixed-order reduction splits no finer
-)
+# A norm's backward kernel leaves a row of sums for so many tokens: inductor's mixed-order reduction is no finer.
+TOKENS_PER_PARTIAL_SUM = 16
 
 
 def gpt2_backward_graph(block: Block, saved: Mapping[str, Buffer]) -> Graph:

@@ -46,9 +46,8 @@ def compiled_head(
     backward = Graph(held=held)
     backward.free("maximum", "log of sum", "kept positions")
     backward.reuse("logits", "d logits")
-    if (
-        not full and padded != vocab_size and positions < hidden_size
-    ):  # so inductor ordered it in both such cases
+    copied = not full and padded != vocab_size
+    if copied and positions < hidden_size:  # inductor's order in both such cases that are known
         backward.new("d hidden low", positions, hidden_size, dtype=low)
         backward.free("weight low")
         backward.new("d weight low", padded, hidden_size, dtype=low)
