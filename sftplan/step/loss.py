@@ -42,11 +42,15 @@ def loss_of(
     batch: Batch,
     head: tuple[Tensor, Tensor | None],
     x: Tensor,
-) -> Tensor:
-    """The loss of what enters the head, `head_input`; `head` is the LM head's weight and bias."""
+) -> tuple[Tensor, Tensor | None]:
+    """The loss of what enters the head, `head_input`; `head` is the LM head's weight and bias.
+
+    With it the logits, where the model returns them: they outlive x.
+    """
     kind, tape.kind = tape.kind, "logits"
+    logits = None
     if strategy.loss is Loss.FULL:
-        loss = _full(tape, model, batch, head, x)
+        loss, logits = _full(tape, model, batch, head, x)
     elif strategy.loss is Loss.RESPONSE:
         plain = head[1] is None and model.logit_softcap is None
         if strategy.compile and plain:
@@ -56,7 +60,7 @@ def loss_of(
     else:
         loss = _chunked(tape, model, head, x, compiled=strategy.compile)
     tape.kind = kind
-    return loss
+    return loss, logits
 
 
 def head_input(
@@ -77,10 +81,10 @@ def _softcap(tape: Tape, model: ModelShape, logits: Tensor) -> Tensor:
 
 def _full(
     tape: Tape, model: ModelShape, batch: Batch, head: tuple[Tensor, Tensor | None], x: Tensor
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """transformers' ForCausalLMLoss: every position in fp32, targets padded by one and shifted."""
     logits = _softcap(tape, model, linear(tape, x, *head))
-    return _causal_lm_loss(tape, batch, logits)
+    return _causal_lm_loss(tape, batch, logits), logits
 
 
 def _causal_lm_loss(tape: Tape, batch: Batch, logits: Tensor) -> Tensor:

@@ -86,7 +86,8 @@ def _attention(tape: Tape, context: Context, number: int, w: LayerWeights, x: Te
     turn = rotate if context.model.rotary_fraction == 1.0 else rotate_part
     rotated_q = turn(tape, q, cosine, sine)
     rotated_k = turn(tape, k, cosine, sine)
-    q, k = rotated_q, rotated_k
+    q = rotated_q  # in this order, as a call's results are given names
+    k = rotated_k
     del rotated_q, rotated_k
     out = attention(tape, context, number, q, k, v)
     out = merge_heads(tape, out)

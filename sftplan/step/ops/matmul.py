@@ -79,6 +79,7 @@ def _linear_backward(
         results[position] = out
         del out
     del x, weight, like
+    saved.reverse()  # x goes first
     saved.clear()  # the sum comes after the products, when what was computed again is gone
     if has_bias and node.edges[2] is not None:
         summed = tape.empty((n,), gradient.dtype)

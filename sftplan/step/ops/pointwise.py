@@ -123,6 +123,7 @@ def _power_backward(
     tape.pointwise("mul", [lower, slope])
     out = tape.empty(x.shape, x.dtype)
     tape.pointwise("mul", [gradient, slope, out])
+    del slope, lower
     return [out]
 
 
@@ -162,15 +163,12 @@ def _mul_backward(
     gradient = gradients[0]
     assert gradient is not None
     results: list[Tensor | None] = [None, None]
-    factors = iter(saved)
-    for position, edge in enumerate(node.edges):
-        if edge is None:
-            continue
+    wanted = [position for position, edge in enumerate(node.edges) if edge is not None]
+    for position, factor in zip(reversed(wanted), reversed(saved), strict=True):  # y's gradient first
         product = tape.empty_like(gradient)
-        tape.pointwise("mul", [gradient, next(factors), product])
+        tape.pointwise("mul", [gradient, factor, product])
         results[position] = product
-        del product
-    del factors
+        del product, factor
     saved.clear()
     for position, result in enumerate(results):
         if result is not None:
