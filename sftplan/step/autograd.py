@@ -133,6 +133,7 @@ def _call(tape: Tape, node: Node, gradients: list[Tensor | None]) -> list[Tensor
             dtype = node.inputs[position][1]
             if output.dtype is not dtype:
                 outputs[position] = tape.cast_gradient(output, dtype)
+    gradients.reverse()  # let go from the first to the last, as C++ does; a list begins with its last
     return outputs
 
 

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from sftplan.facts.anatomy import layer_of
+from sftplan.facts.model import Family
 from sftplan.facts.params import parameters
 from sftplan.facts.strategy import Attention, Checkpointing
 from sftplan.step.blocks import BLOCKS, OTHER_MODULES
@@ -93,7 +94,7 @@ def hidden_states(
     )  # alive to the end, as in transformers
     tables = None
     if positions is None:
-        tables = rotary_tables(tape, model, _counted(strategy, ids), tokens.dtype)
+        tables = rotary_tables(tape, model, _counted(model, strategy, ids), tokens.dtype)
     context = Context(model=model, strategy=strategy, tables=tables, documents=documents)
     x = tokens if positions is None else add(tape, tokens, positions)
     x = dropout(tape, x, model.embedding_dropout)
@@ -153,9 +154,12 @@ def _layer(
     return BLOCKS[family](tape, context, number, layer, x)
 
 
-def _counted(strategy: Strategy, ids: Tensor) -> tuple[int, int]:
-    """The shape of the positions: each token's, where documents are packed or rows lie in one; else one row's."""
-    told = strategy.packing or strategy.attention is Attention.VARLEN
+def _counted(model: ModelShape, strategy: Strategy, ids: Tensor) -> tuple[int, int]:
+    """The shape of the positions: each token's, where documents are packed or rows lie in one; else one row's.
+
+    OPT counts in every row, by the mask.
+    """
+    told = strategy.packing or strategy.attention is Attention.VARLEN or model.family is Family.OPT
     rows, length = ids.shape
     return (rows, length) if told else (1, length)
 
@@ -171,7 +175,9 @@ def _embeddings(
     position = next((w for n, w in weights.others.items() if n.endswith(POSITION_TABLES)), None)
     if position is None:
         return tokens, None
-    return tokens, embedding(tape, tape.empty(_counted(strategy, ids), DType.INT64), position)
+    return tokens, embedding(
+        tape, tape.empty(_counted(model, strategy, ids), DType.INT64), position
+    )
 
 
 def _projected(tape: Tape, weights: Weights, name: str, x: Tensor) -> Tensor:

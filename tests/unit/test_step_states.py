@@ -78,14 +78,14 @@ def test_what_inductor_tries_kernels_with_is_reserved_once_and_in_no_peak(
     assert before.reserved_bytes <= after.reserved_bytes <= before.reserved_bytes + l2_bytes
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [name for name in SMALL if name != "opt-125m"])
 def test_packed_tokens_have_positions_of_their_own(name: str) -> None:
-    """What GPT-2 and OPT look up, and the tables of those that rotate, are as many rows as the batch has."""
+    """What GPT-2 looks up, and the tables of those that rotate, are as many rows as the batch has; OPT's always."""
     model = builtin(name)
     packed = replace(PACKED, compile=False, attention=Attention.SDPA)
     apart, alike = (tape_of(name, replace(packed, packing=told)) for told in (True, False))
     rotary = int(model.head_dim * model.rotary_fraction)
-    size = 2 * (model.hidden_size if name in ("gpt2", "opt-125m") else rotary)
+    size = 2 * (model.hidden_size if name == "gpt2" else rotary)
 
     def births(tape: Tape, rows: int) -> int:
         start = next(at for at, label in tape.marks if label == "forward")

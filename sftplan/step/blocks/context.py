@@ -122,9 +122,17 @@ def _rotate_half(tape: Tape, x: Tensor) -> Tensor:
     return cat_last(tape, neg(tape, second), first)
 
 
-def rotate_part(tape: Tape, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Rotary embedding of the first dimensions of each head, the others passed on."""
-    size = cosine.shape[-1]
-    rotated = slice_last(tape, x, size)
-    passed = slice_last(tape, x, x.shape[-1] - size)
-    return cat_last(tape, rotate(tape, rotated, cosine, sine), passed)
+def rotate_both(
+    tape: Tape, q: Tensor, k: Tensor, tables: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Rotary embedding of the first dimensions of each head, the others, if there are any, passed on."""
+    size = tables[0].shape[-1]
+    if size == q.shape[-1]:
+        rotated_q = rotate(tape, q, *tables)
+        return rotated_q, rotate(tape, k, *tables)
+    rest = q.shape[-1] - size
+    rotated_q = rotate(tape, slice_last(tape, q, size), *tables)
+    rotated_k = rotate(tape, slice_last(tape, k, size), *tables)
+    rotated_q = cat_last(tape, rotated_q, slice_last(tape, q, rest))
+    rotated_k = cat_last(tape, rotated_k, slice_last(tape, k, rest))
+    return rotated_q, rotated_k

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sftplan.facts.model import Family
-from sftplan.step.blocks.context import activation, attention, rotate, rotate_part
+from sftplan.step.blocks.context import activation, attention, rotate_both
 from sftplan.step.blocks.experts import experts_mlp
 from sftplan.step.ops.matmul import linear
 from sftplan.step.ops.norm import layer_norm, rms_norm
@@ -82,13 +82,7 @@ def _projections(
 def _attention(tape: Tape, context: Context, number: int, w: LayerWeights, x: Tensor) -> Tensor:
     q, k, v = _projections(tape, context, w, x)
     assert context.tables is not None
-    cosine, sine = context.tables
-    turn = rotate if context.model.rotary_fraction == 1.0 else rotate_part
-    rotated_q = turn(tape, q, cosine, sine)
-    rotated_k = turn(tape, k, cosine, sine)
-    q = rotated_q  # in this order, as a call's results are given names
-    k = rotated_k
-    del rotated_q, rotated_k
+    q, k = rotate_both(tape, q, k, context.tables)
     out = attention(tape, context, number, q, k, v)
     out = merge_heads(tape, out)
     out = linear(tape, out, w["self_attn.o_proj.weight"], w.get("self_attn.o_proj.bias"))

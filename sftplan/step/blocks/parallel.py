@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sftplan.step.blocks.context import activation, attention, rotate_part
+from sftplan.step.blocks.context import activation, attention, rotate_both
 from sftplan.step.ops.matmul import linear
 from sftplan.step.ops.norm import layer_norm
 from sftplan.step.ops.pointwise import add, dropout
-from sftplan.step.ops.shape import heads_of, merge_heads, split
+from sftplan.step.ops.shape import cat_last, heads_of, merge_heads, slice_last, split
 
 if TYPE_CHECKING:
     from sftplan.step.blocks.context import Context, LayerWeights
@@ -27,13 +27,21 @@ def _project(tape: Tape, w: LayerWeights, name: str, x: Tensor) -> Tensor:
 def neox_block(tape: Tape, context: Context, number: int, w: LayerWeights, x: Tensor) -> Tensor:
     """x + attention(norm₁ x) + mlp(norm₂ x); one after the other where the model says so."""
     probability = context.model.residual_dropout
-    attended = _neox_attention(tape, context, number, w, _norm(tape, w, "input_layernorm", x))
+    normed = _norm(
+        tape, w, "input_layernorm", x
+    )  # held while it is called with, as a module's arguments are
+    attended = _neox_attention(tape, context, number, w, normed)
+    del normed
     attended = dropout(tape, attended, probability)
     if not context.model.parallel_residual:
         attended = add(tape, attended, x)
-        fed = _neox_mlp(tape, context, w, _norm(tape, w, "post_attention_layernorm", attended))
+        normed = _norm(tape, w, "post_attention_layernorm", attended)
+        fed = _neox_mlp(tape, context, w, normed)
+        del normed
         return add(tape, dropout(tape, fed, probability), attended)
-    fed = _neox_mlp(tape, context, w, _norm(tape, w, "post_attention_layernorm", x))
+    normed = _norm(tape, w, "post_attention_layernorm", x)
+    fed = _neox_mlp(tape, context, w, normed)
+    del normed
     fed = dropout(tape, fed, probability)
     x = add(tape, add(tape, fed, attended), x)
     return x  # noqa: RET504 - the name's lifetime is the modelling code's
@@ -46,10 +54,7 @@ def _neox_attention(
     qkv = heads_of(tape, _project(tape, w, "attention.query_key_value", x), model.num_heads)
     q, k, v = split(tape, qkv, *[model.head_dim] * 3)
     assert context.tables is not None
-    rotated_q = rotate_part(tape, q, *context.tables)
-    rotated_k = rotate_part(tape, k, *context.tables)
-    q, k = rotated_q, rotated_k
-    del rotated_q, rotated_k
+    q, k = rotate_both(tape, q, k, context.tables)
     out = attention(tape, context, number, q, k, v)
     out = merge_heads(tape, out)
     out = _project(tape, w, "attention.dense", out)
@@ -76,15 +81,18 @@ def phi_block(tape: Tape, context: Context, number: int, w: LayerWeights, x: Ten
 
 
 def _phi_attention(tape: Tape, context: Context, number: int, w: LayerWeights, x: Tensor) -> Tensor:
+    """Parts of queries and keys have names, so that they live until the end."""
     model = context.model
     q = heads_of(tape, _project(tape, w, "self_attn.q_proj", x), model.num_heads)
     k = heads_of(tape, _project(tape, w, "self_attn.k_proj", x), model.num_kv_heads)
     v = heads_of(tape, _project(tape, w, "self_attn.v_proj", x), model.num_kv_heads)
     assert context.tables is not None
-    rotated_q = rotate_part(tape, q, *context.tables)
-    rotated_k = rotate_part(tape, k, *context.tables)
-    q, k = rotated_q, rotated_k
-    del rotated_q, rotated_k
+    size = context.tables[0].shape[-1]
+    turned_q, passed_q = slice_last(tape, q, size), slice_last(tape, q, model.head_dim - size)
+    turned_k, passed_k = slice_last(tape, k, size), slice_last(tape, k, model.head_dim - size)
+    turned_q, turned_k = rotate_both(tape, turned_q, turned_k, context.tables)
+    q = cat_last(tape, turned_q, passed_q)
+    k = cat_last(tape, turned_k, passed_k)
     out = attention(tape, context, number, q, k, v)
     out = merge_heads(tape, out)
     out = _project(tape, w, "self_attn.dense", out)

@@ -164,7 +164,9 @@ def _mul_backward(
     assert gradient is not None
     results: list[Tensor | None] = [None, None]
     wanted = [position for position, edge in enumerate(node.edges) if edge is not None]
-    for position, factor in zip(reversed(wanted), reversed(saved), strict=True):  # y's gradient first
+    for position, factor in zip(
+        reversed(wanted), reversed(saved), strict=True
+    ):  # y's gradient first
         product = tape.empty_like(gradient)
         tape.pointwise("mul", [gradient, factor, product])
         results[position] = product

@@ -131,7 +131,12 @@ def _slice_backward(
 
 
 def cat_last(tape: Tape, x: Tensor, y: Tensor) -> Tensor:
-    """Both, one after the other in the last dimension; gradients are views of the whole."""
+    """Both, one after the other in the last dimension; gradients are views of the whole.
+
+    Autocast brings y to the type of x, if that is the wider one.
+    """
+    if y.dtype is not x.dtype:
+        y = tape.cast(y, x.dtype)
     node = tape.node("cat", (x, y), _cat_backward)
     out = tape.empty((*x.shape[:-1], x.shape[-1] + y.shape[-1]), x.dtype)
     tape.pointwise("cat", [x, y, out])
