@@ -102,10 +102,11 @@ def test_the_tape_allocates_what_the_real_model_allocates(
 ) -> None:
     """A forgotten copy of a hidden state would be 0.1 % of the largest of them; what goes too late leaves gaps."""
     trace, tape = both(plan_of(folders[name], **knobs))
-    for expandable, share in ((True, 0.06), (False, 0.01)):
+    for expandable, share in ((False, 0.01), (True, 0.06)):
         traced, modelled = (replay(x.events, x.sizes, expandable=expandable) for x in (trace, tape))
         reserved = modelled.peak_reserved_bytes
         assert reserved == pytest.approx(traced.peak_reserved_bytes, rel=share)
+    # The last replay's, with expandable segments: the other allocator gives larger blocks than were asked for.
     assert modelled.peak_allocated_bytes == pytest.approx(traced.peak_allocated_bytes, rel=5e-4)
 
 
