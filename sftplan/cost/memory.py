@@ -48,7 +48,7 @@ def exact_peaks(
         emptied_at.append(graphs.emptied_at)
     else:
         streams = [named[kind][2] for kind in events.kinds]
-    passing = passing_weights(events) | _kind(events, TUNING)
+    passing = passing_weights(events) | _tuning(events)
     result = replay(
         events.events, events.sizes, expandable=expandable, streams=streams,
         emptied_at=emptied_at, passing=passing, counted_from=emptied_at[0] if steps_alone else 0,
@@ -86,9 +86,9 @@ def passing_weights(events: Events | Tape) -> frozenset[int]:
     )  # fmt: skip
 
 
-def _kind(events: Events | Tape, kind: str) -> frozenset[int]:
-    """The storages of a category."""
-    return frozenset(number for number, each in enumerate(events.kinds) if each == kind)
+def _tuning(events: Events) -> frozenset[int]:
+    """What inductor tries kernels beside, in the first step alone."""
+    return frozenset(number for number, kind in enumerate(events.kinds) if kind == TUNING)
 
 
 def describe(label: str) -> str:

@@ -24,6 +24,5 @@ class Chip:
 
 
 HOPPER = Chip()
-BEFORE_HOPPER = Chip(
-    workspace_bytes=8320 * KIB, has_cudnn_attention=False, l2_bytes=40 * MIB
-)  # an A100's L2
+# Their L2 cache is an A100's.
+BEFORE_HOPPER = Chip(workspace_bytes=8320 * KIB, has_cudnn_attention=False, l2_bytes=40 * MIB)

@@ -86,11 +86,12 @@ class Update:
         self.master = strategy.precision is Precision.BF16_MASTER
         self.eight_bit = strategy.optimizer is Optimizer.ADAMW_8BIT
         self.one_kernel = self.master and not self.eight_bit  # train/master_adamw.py
+        self.copies = self.master and self.eight_bit  # of the weights, in fp32
         self.states: list[Tensor] = []
 
     def prepare(self, tape: Tape, weights: Trained) -> None:
         """fp32 copies exist before the first step, and the states of the one kernel."""
-        if self.master and self.eight_bit:
+        if self.copies:
             for layer, weight in weights:
                 tape.enter(layer)
                 self.states.append(tape.empty(weight.shape, DType.FP32, "optimizer"))
@@ -100,7 +101,7 @@ class Update:
 
     def step(self, tape: Tape, weights: Trained, *, first: bool) -> None:
         """One update of all weights."""
-        if self.master and self.eight_bit:
+        if self.copies:
             self._bucketed(tape, weights, first=first)
         elif first and not self.one_kernel:
             self.create(tape, weights)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import csv
 import math
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from functools import partial
 from itertools import zip_longest
 from statistics import fmean
@@ -24,8 +24,10 @@ from typing import Any
 
 from verify_cases import MARGIN, Case, capped, lengths_of, machine_of, plan_of
 from verify_grid import near_the_fastest
-from verify_h200 import MEASURED, PLANNERS, Table, case_of, row_of, run_jobs
+from verify_h200 import MEASURED, PLANNERS, Table, row_of, run_jobs
+from verify_judge import QUANTITIES, again, print_errors
 
+from sftplan.facts.hardware import Hardware
 from sftplan.facts.resolve import resolve_model
 from sftplan.facts.workload import Workload
 from sftplan.plan.build import plan_from_choice
@@ -106,17 +108,24 @@ def measure_caps(args: Any) -> None:
             print(f"{len(ran)} of {len(fitting)} chosen plans ran")
             return
         plans_by_words = {_words(plan, point[1:]): (plan, point[1:]) for plan, *point in fitting}
-        caps = sorted({point[0] for _, *point in fitting})
-        bases = {tuple(point[1:]): case_from(plan, point[1:]) for plan, *point in fitting}
-        near = partial(near_the_fastest, caps_gib=caps, share=args.near)
-        by_model = zip_longest(*pool.map(near, bases.values()))  # of each the nearest first
-        found = [case for each in by_model for case in each if case is not None]
+        found = near_cases(fitting, args.near, pool)
         for case, plan in zip(found, pool.map(plan_of, found), strict=True):
             model = (case.model, case.seq_len)
             plans_by_words.setdefault(_words(plan, model), (plan, model))
         grid = [(plan, "any", model) for plan, model in plans_by_words.values()]
         _run(table, grid, deadline, capped_to=False)
     report(table, fitting, args.margin)
+
+
+def near_cases(
+    fitting: list[Any], share: float, pool: Executor, machine: Hardware | None = None
+) -> list[Case]:
+    """The cases predicted within that share of the fastest under some cap, of each model the nearest first."""
+    caps = sorted({point[0] for _, *point in fitting})
+    bases = {tuple(point[1:]): case_from(plan, point[1:]) for plan, *point in fitting}
+    near = partial(near_the_fastest, caps_gib=caps, share=share, hardware=machine)
+    by_model = zip_longest(*pool.map(near, bases.values()))
+    return [case for each in by_model for case in each if case is not None]
 
 
 def points_of(args: Any) -> list[tuple[int, str, int]]:
@@ -137,7 +146,8 @@ def judge_caps(args: Any) -> None:
         return
     table = Table(args.out, (), [])
     report(table, plans, args.margin)
-    judge_times(table, args.profile)
+    judge_errors(table, args.profile)
+    judge_near(table, plans, args)
 
 
 def report_ran(rows: list[dict[str, str]], plans: list[Any]) -> None:
@@ -155,16 +165,36 @@ def report_ran(rows: list[dict[str, str]], plans: list[Any]) -> None:
     print(*missing, f"{len(plans) - len(missing)} of {len(plans)} choices ran", sep="\n")
 
 
-def judge_times(table: Table, profile: str | None) -> None:
-    """Errors of this version's step times, by the profile alone, of the rows that were measured."""
+def judge_errors(table: Table, profile: str | None) -> None:
+    """Errors of this version, by the profile alone, of the rows that were measured."""
     machine = machine_of(profile)
-    errors = []
-    for row in table.rows.values():
-        if row["status"] == "ok" and row["step_s"]:
-            case = case_of(row | {"allocator": "expandable", "half": "held-out"})
-            errors.append((plan_of(case, machine).time.step_s or 0.0) / float(row["step_s"]) - 1)
-    worst, mean = max(errors, key=abs), fmean(map(abs, errors))
-    print(f"step_s of {len(errors)} rows: mean {mean:.2%}, worst {worst:+.2%}")
+    rows = [
+        again(row | {"allocator": "expandable", "half": "held-out"}, machine)
+        for row in table.rows.values()
+        if row["status"] == "ok" and row["step_s"]
+    ]
+    partly = [row for row in rows if "/" in row["checkpointing"]]
+    for words, chosen in (("some layers checkpointed", partly), ("all", rows)):
+        print(f"{words}: {len(chosen)} rows")
+        for quantity in QUANTITIES:
+            print_errors(quantity, chosen)
+
+
+def judge_near(table: Table, plans: list[Any], args: Any) -> None:
+    """How many of the points that come near the fastest, by this version, were measured."""
+    machine = machine_of(args.profile)
+    fitting = [(plan, *point) for plan, *point in plans if plan.fits]
+    with ProcessPoolExecutor(PLANNERS) as pool:
+        cases = near_cases(fitting, args.near, pool, machine)
+        near = list(pool.map(partial(plan_of, hardware=machine), cases))
+    known = {
+        name.partition(" GiB ")[2] for name, row in table.rows.items() if row["status"] == "ok"
+    }
+    measured = sum(
+        _words(plan, (case.model, case.seq_len)) in known
+        for case, plan in zip(cases, near, strict=True)
+    )
+    print(f"{measured} of {len(cases)} points within {args.near:.0%} of the fastest were measured")
 
 
 def _words(plan: Plan, model: Any) -> str:

@@ -28,16 +28,16 @@ def judge(path: Path, calibration: Path | None) -> None:
     with path.open(newline="") as stream:
         rows = [row for row in csv.DictReader(stream) if row.get("status", "ok") == "ok"]
     print("as the profile has it")
-    _report([_again(row, h200()) for row in rows])
+    _report([again(row, h200()) for row in rows])
     made = calibrated_on([row for row in rows if row["half"] == "calibration"], calibration)
     machine, start = (
         with_rates(h200(), each, where="") for each in (made, replace(made, fitted={}))
     )
     rates = {name: round(getattr(machine.rates, name), 4) for name in (*FITTED, "context_bytes")}  # fmt: skip
     print(f"calibrated: {rates}, profile {h200().rates.context_bytes}")
-    _report([_again(row, machine) for row in rows])
+    _report([again(row, machine) for row in rows])
     print("calibrated, each with its host as it was beside it")
-    _report([_again(row, beside_host(machine, start, _host(row))) for row in rows])
+    _report([again(row, beside_host(machine, start, _host(row))) for row in rows])
 
 
 def calibrated_on(rows: list[dict[str, str]], file: Path | None) -> Calibration:
@@ -66,7 +66,7 @@ def _empty() -> Calibration:
     )  # fmt: skip
 
 
-def _again(row: dict[str, str], machine: Hardware) -> dict[str, Any]:
+def again(row: dict[str, str], machine: Hardware) -> dict[str, Any]:
     """The row with what this version's plan predicts on a machine."""
     from verify_h200 import case_of
 
@@ -84,15 +84,16 @@ def _report(rows: list[dict[str, Any]]) -> None:
         chosen = [row for row in rows if row["half"] == half]
         print(f"{half}: {len(chosen)} rows")
         for quantity in QUANTITIES:
-            _print_errors(quantity, chosen)
+            print_errors(quantity, chosen)
     for captured, words in ((True, "captured"), (False, "waiting for a host")):
         chosen = [row for row in rows if row["captured"] is captured]
         near = sum(abs(_error(row, "step_s")) <= WORST_STEP for row in chosen)
         print(f"{words}: {len(chosen)} rows, {near} within {WORST_STEP:.0%}")
-        _print_errors("step_s", chosen)
+        print_errors("step_s", chosen)
 
 
-def _print_errors(quantity: str, rows: list[dict[str, Any]]) -> None:
+def print_errors(quantity: str, rows: list[dict[str, Any]]) -> None:
+    """Mean, signed mean and worst error of a quantity."""
     errors = [(_error(row, quantity), row["name"]) for row in rows if row[quantity]]
     if errors:
         worst = max(errors, key=lambda e: abs(e[0]))

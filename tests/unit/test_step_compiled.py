@@ -245,9 +245,8 @@ def test_head(
     given = 0 if types["autocast"] else 1024 * hidden * 2  # hidden states, which are its input
     assert head.saved_bytes == saved + given
     assert head.forward.peak_bytes() == forward
-    weight_first = not (
-        given and vocabulary % 64 and hidden > 1024
-    )  # and hidden states go before theirs
+    # Where the weight's gradient comes first, hidden states go before theirs.
+    weight_first = not (given and vocabulary % 64 and hidden > 1024)
     error = head.backward.peak_bytes() + (given if weight_first else 0) - above
     assert abs(error) <= 8200  # the two numbers per row
 

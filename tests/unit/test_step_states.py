@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sftplan.cost.device import device_of
 from sftplan.cost.kernels import GRAPH_GAP_S, GRAPH_RESET_S, kernel_s
 from sftplan.cost.memory import Peaks, exact_peaks
-from sftplan.cost.time import _device
 from sftplan.facts.catalogue import builtin
 from sftplan.facts.params import num_parameters, parameters
 from sftplan.facts.profiles import load_hardware
@@ -100,7 +100,7 @@ def test_packed_tokens_have_positions_of_their_own(name: str) -> None:
 
 @given(st.integers(1, 40_000), st.integers(1, 40_000))
 def test_only_large_products_in_graphs_wait_for_a_counter(rows: int, columns: int) -> None:
-    device = _device(PACKED, load_hardware("h200-sxm"))
+    device = device_of(load_hardware("h200-sxm"))
     work = Work("linear", DType.BF16, 2 * rows * columns * 512, 0, (rows, columns, 512))
     apart, in_graph = (kernel_s(work, device, captured=captured) for captured in (False, True))
     waits = GRAPH_RESET_S if rows * columns >= 10e6 else 0.0

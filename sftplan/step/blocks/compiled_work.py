@@ -57,8 +57,6 @@ def block_work(
         x.shape[0], model.num_heads, x.shape[1], model.head_dim, context.documents
     )
     attended = 2 * tokens * (model.query_size + model.kv_size) * dtype.size * products
-    if products == 1:
-        _draw(tape, context, x)
     kind, work = kernel_shape(
         "flash" if products == 1 else "flash_backward", x.shape[0], model.num_heads, x.shape[1],
         model.head_dim, context.documents,
@@ -71,6 +69,7 @@ def block_work(
         tape.work("erf", dtype, 0, tokens * model.intermediate_size)
     if products == 1:
         moved, kernels = FORWARD_MOVED[model.norm] * row_bytes, FORWARD_KERNELS
+        _draw(tape, context, x)
     else:
         moved, kernels = BACKWARD_MOVED[model.norm] * row_bytes, BACKWARD_KERNELS[model.norm]
         moved -= _strided(tape, model, tokens, dtype)

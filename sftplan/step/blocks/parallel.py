@@ -25,11 +25,12 @@ def _project(tape: Tape, w: LayerWeights, name: str, x: Tensor) -> Tensor:
 
 
 def neox_block(tape: Tape, context: Context, number: int, w: LayerWeights, x: Tensor) -> Tensor:
-    """x + attention(norm₁ x) + mlp(norm₂ x); one after the other where the model says so."""
+    """x + attention(norm₁ x) + mlp(norm₂ x); one after the other where the model says so.
+
+    What a norm gives is held while it is called with, as a module's arguments are.
+    """
     probability = context.model.residual_dropout
-    normed = _norm(
-        tape, w, "input_layernorm", x
-    )  # held while it is called with, as a module's arguments are
+    normed = _norm(tape, w, "input_layernorm", x)
     attended = _neox_attention(tape, context, number, w, normed)
     del normed
     attended = dropout(tape, attended, probability)

@@ -164,9 +164,8 @@ def _mul_backward(
     assert gradient is not None
     results: list[Tensor | None] = [None, None]
     wanted = [position for position, edge in enumerate(node.edges) if edge is not None]
-    for position, factor in zip(
-        reversed(wanted), reversed(saved), strict=True
-    ):  # y's gradient first
+    # The gradient of y comes first, as MulBackward0 has it.
+    for position, factor in zip(reversed(wanted), reversed(saved), strict=True):
         product = tape.empty_like(gradient)
         tape.pointwise("mul", [gradient, factor, product])
         results[position] = product
