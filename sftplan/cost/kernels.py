@@ -83,9 +83,6 @@ FRACTIONS: dict[str, tuple[float, float]] = {
     "fused": (1.0, 1.0),
     # The gradient of the compiled head's logits, written over them: 3.2 TB/s (as below).
     "cross_entropy_backward": (0.73, 0.73),
-    # Random numbers of inductor's dropouts, beside what they move; one counts as a byte. 0.29e12 a second: 293 µs
-    # a layer of 2 · 32,768 · 1,280 (profile of a step of gpt2-large, one H200, torch 2.11, 2026-11-24).
-    "random": (0.065, 0.065),
     # An exact GELU beside what it moves: an element counts as a byte. 50.3e6 take 28 µs more than their bytes going
     # forward, 33 µs going backward (pythia-410m, 6 rows of 2,048; profile on one H200, torch 2.11, 2026-11-28).
     "erf": (0.38, 0.38),

@@ -20,6 +20,9 @@ MIN_SPLIT_DEPTH = 512
 SPLIT_S = 1e-6  # adding up the parts of a split product
 WAVE_S = 2e-6  # filling and draining the pipeline of one wave
 PRODUCT_START_S = 2e-6
+# By a column or two, as the loss in chunks has them: 5 to 8 µs more than the product without it, the gap included, of
+# 2,048 rows by 768 to 1,280 (nine products on one H200, torch 2.11, 2026-11-28).
+THIN_START_S = 6e-6
 PRODUCT_BANDWIDTH_FRACTION = 0.8  # 3.5 of 4.4 TB/s, where a product waits for memory
 ALIGNMENT_ELEMENTS = 8  # 16 bytes of a two-byte type: other leading dimensions have no fast kernel
 # Shares of the wave rate of 840 TFLOP/s with 50,257 as columns, inner dimension, or rows: 96.5, 140, 147.
@@ -40,6 +43,10 @@ def product_s(
     >>> round(1e6 * product_s(8192, 5120, 1280, 1, 2, 840e12, 4.4e12), 1)  # measured 144.4, addmm 151.4
     149.8
     """
+    moved = batch * (m * k + k * n + m * n) * size
+    moving_s = moved / (bytes_per_s * PRODUCT_BANDWIDTH_FRACTION)
+    if min(m, n, k) < ALIGNMENT_ELEMENTS:
+        return THIN_START_S + moving_s
     if size == 2 and (fraction := _unaligned(m, n, k)):
         return PRODUCT_START_S + 2.0 * batch * m * n * k / (flops_per_s / clock * fraction)
     best = float("inf")
@@ -52,8 +59,7 @@ def product_s(
             waves = -(-tiles * split // MULTIPROCESSORS)
             seconds = waves * (busy / split + WAVE_S) + (SPLIT_S if split > 1 else 0.0)
             best = min(best, seconds)
-    moved = batch * (m * k + k * n + m * n) * size
-    return PRODUCT_START_S + max(best, moved / (bytes_per_s * PRODUCT_BANDWIDTH_FRACTION))
+    return PRODUCT_START_S + max(best, moving_s)
 
 
 def _unaligned(m: int, n: int, k: int) -> float:

@@ -19,7 +19,9 @@ def accumulate(
 ) -> list[Tensor | None]:
     """The leaf takes a gradient over, or adds it in place to the one it has."""
     gradient = gradients[0]
-    assert gradient is not None
+    if gradient is None:  # it was added in the forward pass
+        assert node.extra is not None
+        return []
     if tape.on_gradient is not None and tape.on_gradient(gradient):
         tape.pointwise("copy", [gradient, gradient])
         node.extra = None  # those of the passes before have gone with it

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from sftplan.facts.strategy import Loss
 from sftplan.step.blocks.compiled import compiled_loss
+from sftplan.step.compiled.head import column_parts, head_columns
 from sftplan.step.ops.lookup import cross_entropy
 from sftplan.step.ops.matmul import linear, matmul
 from sftplan.step.ops.pointwise import add, scale, sum_rows, tanh
@@ -19,20 +20,7 @@ if TYPE_CHECKING:
     from sftplan.step.batch import Batch
     from sftplan.step.tape import Tape
 
-VOCAB_MULTIPLE = (
-    64  # columns of the LM head's product: 50,257 run at an eighth of the speed of 50,304
-)
 CHUNK_ROWS = 2048  # positions whose logits are alive at once under the chunked loss
-
-
-def padded_vocab(model: ModelShape) -> int:
-    """Columns of the head's product in our own losses.
-
-    >>> from sftplan.facts.catalogue import builtin
-    >>> padded_vocab(builtin("gpt2")), padded_vocab(builtin("llama-3.2-1b"))
-    (50304, 128256)
-    """
-    return -(-model.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
 
 def loss_of(
@@ -42,10 +30,12 @@ def loss_of(
     batch: Batch,
     head: tuple[Tensor, Tensor | None],
     x: Tensor,
+    *,
+    alone: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """The loss of what enters the head, `head_input`; `head` is the LM head's weight and bias.
 
-    With it the logits, where the model returns them: they outlive x.
+    `alone`: no other rank waits for gradients. With it the logits, where the model returns them: they outlive x.
     """
     kind, tape.kind = tape.kind, "logits"
     logits = None
@@ -58,7 +48,7 @@ def loss_of(
         else:
             loss = _response(tape, model, head, x)
     else:
-        loss = _chunked(tape, model, head, x, compiled=strategy.compile)
+        loss = _chunked(tape, model, head, x, compiled=strategy.compile, alone=alone)
     tape.kind = kind
     return loss, logits
 
@@ -100,13 +90,13 @@ def _response(
     tape: Tape, model: ModelShape, head: tuple[Tensor, Tensor | None], x: Tensor
 ) -> Tensor:
     weight, bias = head
-    if padded_vocab(model) != model.vocab_size:
+    if head_columns(model.vocab_size) != model.vocab_size:
         dtype = tape.autocast_dtype if tape.autocast else None
         low = tape.cast(weight, dtype or weight.dtype)  # by name, which no cache of autocast keeps
-        weight = pad_rows(tape, low, padded_vocab(model))
+        weight = pad_rows(tape, low, head_columns(model.vocab_size))
         del low
     logits = linear(tape, x, weight)
-    if padded_vocab(model) != model.vocab_size:
+    if head_columns(model.vocab_size) != model.vocab_size:
         logits = slice_last(tape, logits, model.vocab_size)
     if bias is not None:
         logits = add(tape, logits, bias)
@@ -116,19 +106,22 @@ def _response(
 
 
 def _chunked(
-    tape: Tape, model: ModelShape, head: tuple[Tensor, Tensor | None], x: Tensor, *, compiled: bool
-) -> Tensor:
-    """Loss and gradients chunk by chunk in the forward pass; the backward pass only hands them on."""
+    tape: Tape, model: ModelShape, head: tuple[Tensor, Tensor | None], x: Tensor, *,
+    compiled: bool, alone: bool,
+) -> Tensor:  # fmt: skip
+    """Loss and gradients chunk by chunk in the forward pass; the backward pass only hands them on.
+
+    Where no other rank waits for it, the weight's gradient is added at once to that of the passes before.
+    """
     weight = head[0]
-    inputs = (x, weight)
-    node = tape.node("chunked_loss", inputs, _chunked_backward)
+    node = tape.node("chunked_loss", (x, weight), _chunked_backward)
     low = tape.low(x)
     table = weight if weight.dtype is low.dtype else tape.cast_gradient(weight, low.dtype)
-    if padded_vocab(model) != model.vocab_size:
-        table = pad_rows(tape, table, padded_vocab(model)).detach()
-    columns, size = padded_vocab(model), x.shape[-1]
+    columns = head_columns(model.vocab_size)
     hidden_gradient = tape.empty(low.shape, low.dtype, "activations")
-    weight_gradient = tape.empty((columns, size), weight.dtype, "gradients")
+    assert weight.node is not None
+    onto = weight.node.extra if alone else None
+    weight_gradient = onto or tape.empty(weight.shape, weight.dtype, "gradients")
     for start in range(0, x.shape[0], CHUNK_ROWS):
         rows = min(CHUNK_ROWS, x.shape[0] - start)
         gradient = _chunk(tape, rows, columns, weight_gradient, low.dtype, compiled=compiled)
@@ -137,7 +130,8 @@ def _chunked(
             sum_rows(tape, summed, tape.empty((model.vocab_size,), DType.FP32))
             del summed
         del gradient
-    for kept in (hidden_gradient, weight_gradient):
+    del table  # its copy, if it is one, lives as long as products read it
+    for kept in (hidden_gradient,) if onto else (hidden_gradient, weight_gradient):
         tape.save(node, kept)
     loss = tape.empty((), DType.FP32)
     loss.node = node
@@ -148,23 +142,30 @@ def _chunk(
     tape: Tape, rows: int, columns: int, weight_gradient: Tensor, dtype: DType, *, compiled: bool
 ) -> Tensor:
     """One chunk: its logits, which have become their gradient."""
-    size = weight_gradient.shape[1]
+    vocab, size = weight_gradient.shape
+    parts = column_parts(vocab)
     logits = tape.empty((rows, columns), dtype)
-    matmul(tape, "linear", rows, columns, size, logits)
+    for part in parts:
+        matmul(tape, "linear", rows, part, size, logits)
     if compiled:
         tape.tune()
         tape.pointwise("online_softmax", [logits])
         tape.pointwise("cross_entropy_backward", [logits, logits])
     else:
         _softmax_in_place(tape, logits)
-    matmul(tape, "linear", rows, size, columns, logits)
+    for part in parts:
+        matmul(tape, "linear", rows, size, part, logits)
     if weight_gradient.dtype is dtype:
-        matmul(tape, "linear", columns, size, rows, weight_gradient)
+        for part in parts:
+            matmul(tape, "linear", part, size, rows, weight_gradient)
         tape.pointwise("add_", [weight_gradient])  # what it is added to is read
     else:
-        product = tape.empty((columns, size), dtype)
-        matmul(tape, "linear", columns, size, rows, product)
-        tape.pointwise("add_", [weight_gradient, product, weight_gradient])
+        for part in parts:
+            product = tape.empty((part, size), dtype)
+            matmul(tape, "linear", part, size, rows, product)
+            share = Tensor(product.shape, weight_gradient.dtype, weight_gradient.storage)
+            tape.pointwise("add_", [share, product, share])
+            del product
     return logits
 
 
@@ -183,9 +184,6 @@ def _softmax_in_place(tape: Tape, logits: Tensor) -> None:
 def _chunked_backward(
     tape: Tape, node: Node, gradients: list[Tensor | None], saved: list[Tensor]
 ) -> list[Tensor | None]:
-    hidden, weight = saved
-    for kept in (hidden, weight):  # times the loss's own gradient
+    for kept in saved:  # times the loss's own gradient
         tape.pointwise("mul", [kept, Tensor((), DType.FP32, kept.storage), kept])
-    table = weight.view(*node.inputs[1][0])
-    table.viewed = True  # its first rows
-    return [hidden, table]
+    return [saved[0], saved[1] if len(saved) > 1 else None]

@@ -2,12 +2,13 @@
 
 inductor's own takes ten rounds of Philox an element and keeps a byte of mask for each. A hash of a few
 integer operations hides behind the memory traffic of the kernel that it is fused into, and the backward
-pass may compute it again from the seed (of GPT-2 AOTAutograd does so for the attention's dropout; the
-MLP's mask it keeps).
+pass may compute it again from the seed (of OPT AOTAutograd does so for both dropouts, of GPT-2 for the
+attention's; the MLP's mask it keeps).
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +23,8 @@ FIRST, SECOND = 0x85EBCA6B - 2**32, 0xC2B2AE35 - 2**32
 SPREAD = 0x9E3779B1 - 2**32  # 2³² over the golden ratio: neighbouring elements far apart
 RANGE = 2**31
 SEED_BYTES_APART = 16  # compiled kernels want their inputs so aligned
+# Blocks that drop by a function, with a probability of their own, what these modules give.
+FUNCTIONAL = {"OPTDecoderLayer": ("self_attn", "fc2")}
 
 
 def hashed(number: Tensor, seed: Tensor) -> Tensor:
@@ -56,6 +59,29 @@ class HashedDropout(torch.nn.Dropout):
         return torch.where(kept, input * (1 / (1 - self.p)), 0.0)
 
 
+@cache
+def _dropping(kind: type[torch.nn.Module]) -> type[torch.nn.Module]:
+    """That kind of module, that drops what it gives, or what it gives first."""
+
+    class Dropping(kind):  # type: ignore[misc, valid-type]
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            out = super().forward(*args, **kwargs)
+            return (self.dropped(out[0]), *out[1:]) if isinstance(out, tuple) else self.dropped(out)
+
+    return Dropping
+
+
+def _as_modules(block: Any) -> None:
+    """Let modules of a block drop what its functions would; these drop nothing from here on."""
+    names = FUNCTIONAL.get(type(block).__name__, ())
+    for name in names:
+        module = block.get_submodule(name)
+        module.__class__ = _dropping(type(module))  # type: ignore[arg-type]
+        module.dropped = torch.nn.Dropout(block.dropout)
+    if names:
+        block.dropout = 0.0
+
+
 class Seeds:
     """New seeds for all dropouts of the blocks before each forward pass, in one kernel.
 
@@ -85,8 +111,10 @@ class Seeds:
 
 
 def hash_dropouts(model: Any, blocks: Sequence[torch.nn.Module]) -> None:
-    """Let every nn.Dropout that drops, inside of the blocks, draw by hash."""
+    """Let every dropout that drops, inside of the blocks, draw by hash."""
     found: list[HashedDropout] = []
+    for block in blocks:
+        _as_modules(block)
     for module in (m for block in blocks for m in block.modules()):
         if type(module) is torch.nn.Dropout and module.p > 0:
             module.__class__ = HashedDropout

@@ -2,20 +2,22 @@
 
 Every loss is Σ −log p(target), times `factor`: one over the targets of the whole step, over all
 passes and ranks. Positions without a target take no part, so that a prompt's share is exactly 0.
-Scores are fp32 from the logits on. The head's product is padded to a multiple of VOCAB_MULTIPLE
-columns, its weight in the model never is.
+Scores are fp32 from the logits on. The head's product may be padded to more columns (`head_columns`),
+its weight in the model never is.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional
 
 from sftplan.data.collate import IGNORED
-from sftplan.step.loss import CHUNK_ROWS, VOCAB_MULTIPLE
+from sftplan.step.compiled.head import column_parts, head_columns
+from sftplan.step.loss import CHUNK_ROWS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,8 +75,8 @@ def _low(device: str) -> torch.dtype | None:
 
 
 def _padded(weight: Tensor, low: torch.dtype | None) -> Tensor:
-    """The weight in the product's type with rows up to a multiple of VOCAB_MULTIPLE."""
-    missing = -weight.shape[0] % VOCAB_MULTIPLE
+    """The weight in the product's type with rows up to `head_columns`."""
+    missing = head_columns(weight.shape[0]) - weight.shape[0]
     if not missing:
         return weight
     return functional.pad(weight if low is None else weight.to(low), (0, 0, 0, missing))
@@ -152,7 +154,11 @@ def fused_chunk_gradient(
 
 
 class _Chunked(torch.autograd.Function):
-    """Loss and gradients chunk by chunk in the forward pass; the backward pass hands them on."""
+    """Loss and gradients chunk by chunk in the forward pass; the backward pass hands them on.
+
+    `onto` is a gradient of the weight that this one is added to at once: then nothing is handed on, and the
+    loss's own gradient has to be 1.
+    """
 
     @staticmethod
     def forward(
@@ -164,30 +170,29 @@ class _Chunked(torch.autograd.Function):
         factor: Tensor,
         softcap: float | None,
         gradient_of: Callable[..., Tensor],
+        onto: Tensor | None,
     ) -> Tensor:
         """The loss times `factor`; gradients are formed with it, so that fp16 does not underflow."""
         low = _low(kept.device.type) or kept.dtype
-        rows, table = kept.to(low), _padded(weight.to(low), None)
+        rows, table = kept.to(low), weight.to(low)
+        low_bias = None if bias is None else bias.to(low)
         vocab = weight.shape[0]
         loss = torch.zeros((), dtype=torch.float32, device=kept.device)
         d_rows, d_bias = torch.empty_like(rows), None
-        d_table = torch.zeros(table.shape, dtype=weight.dtype, device=kept.device)
-        full_bias = None
+        d_table = torch.zeros_like(weight) if onto is None else onto
         if bias is not None:
-            full_bias = functional.pad(bias.to(low), (0, table.shape[0] - vocab))
             d_bias = torch.zeros(bias.shape, dtype=torch.float32, device=kept.device)
         for start in range(0, rows.shape[0], CHUNK_ROWS):
             at = slice(start, start + CHUNK_ROWS)
             with torch.autocast(kept.device.type, enabled=False):
-                logits = functional.linear(rows[at], table, full_bias)
+                logits = _logits(rows[at], table, low_bias)
                 loss += gradient_of(logits, targets[at], factor, vocab, softcap)
                 gradient = logits
-                torch.mm(gradient, table, out=d_rows[at])
-                _add_product(d_table, gradient, rows[at])
+                _add_products(d_rows[at], d_table, gradient, rows[at], table)
                 if d_bias is not None:
                     d_bias += gradient[:, :vocab].float().sum(0)
                 del logits, gradient  # before the next chunk's
-        ctx.gradients = d_rows.to(kept.dtype), d_table[:vocab], d_bias
+        ctx.gradients = d_rows.to(kept.dtype), d_table if onto is None else None, d_bias
         ctx.bias_dtype = None if bias is None else bias.dtype
         return loss
 
@@ -197,18 +202,43 @@ class _Chunked(torch.autograd.Function):
         d_rows, d_weight, d_bias = ctx.gradients
         ctx.gradients = None
         d_rows *= gradient
-        d_weight *= gradient
+        if d_weight is not None:
+            d_weight *= gradient
         if d_bias is not None:
             d_bias = (d_bias * gradient).to(ctx.bias_dtype)
-        return d_rows, d_weight, d_bias, None, None, None, None
+        return d_rows, d_weight, d_bias, None, None, None, None, None
 
 
-def _add_product(total: Tensor, gradient: Tensor, rows: Tensor) -> None:
-    """total += gradientᵀ·rows, rounded once per chunk."""
-    if total.dtype == gradient.dtype:
-        total.addmm_(gradient.t(), rows)
-    else:
-        total += gradient.t() @ rows
+def _parts(vocab: int) -> list[slice]:
+    """The columns of `column_parts`."""
+    stops = list(accumulate(column_parts(vocab)))
+    return [slice(start, stop) for start, stop in pairwise([0, *stops])]
+
+
+def _logits(rows: Tensor, table: Tensor, bias: Tensor | None) -> Tensor:
+    """rows·tableᵀ + bias in rows of `head_columns`, of which those beyond the vocabulary hold anything."""
+    logits = rows.new_empty((rows.shape[0], head_columns(table.shape[0])))
+    for part in _parts(table.shape[0]):
+        if bias is None:
+            torch.mm(rows, table[part].t(), out=logits[:, part])
+        else:
+            torch.addmm(bias[part], rows, table[part].t(), out=logits[:, part])
+    return logits
+
+
+def _add_products(
+    d_rows: Tensor, d_table: Tensor, gradient: Tensor, rows: Tensor, table: Tensor
+) -> None:
+    """d_rows = gradient·table, d_table += gradientᵀ·rows, rounded once per chunk."""
+    first, *others = _parts(table.shape[0])
+    torch.mm(gradient[:, first], table[first], out=d_rows)
+    for part in others:
+        d_rows.addmm_(gradient[:, part], table[part])
+    for part in (first, *others):
+        if d_table.dtype == gradient.dtype:
+            d_table[part].addmm_(gradient[:, part].t(), rows)
+        else:
+            d_table[part] += gradient[:, part].t() @ rows
 
 
 def chunked_loss(
@@ -217,9 +247,14 @@ def chunked_loss(
     head: Head,
     factor: Tensor,
     gradient_of: Callable[..., Tensor] = chunk_gradient,
+    onto: Tensor | None = None,
 ) -> Tensor:
-    """Loss of the kept positions times `factor`; never more than CHUNK_ROWS positions' logits."""
+    """Loss of the kept positions times `factor`; never more than CHUNK_ROWS positions' logits.
+
+    The weight's gradient is added to `onto`, if there is one, before the backward pass, which then has to
+    begin with a gradient of 1.
+    """
     loss: Tensor = _Chunked.apply(  # type: ignore[no-untyped-call]
-        kept, head.weight, head.bias, targets, factor, head.softcap, gradient_of
+        kept, head.weight, head.bias, targets, factor, head.softcap, gradient_of, onto
     )
     return loss

@@ -160,6 +160,9 @@ class ShardedUpdate:
         finally:
             self._root.head.function = None
 
+    def gradient_to_add_to(self, weight: Tensor) -> None:
+        """None: DeepSpeed takes gradients when they come, and the loss is scaled on its way to them."""
+
     def backward(self, loss: Tensor, *, scale: float, last: bool) -> None:
         """Add the gradients of one pass; with the last one they are on their way to who needs them."""
         self.optimizer.override_loss_scale(scale)  # it multiplies the loss by it, and the norm back

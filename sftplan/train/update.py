@@ -108,6 +108,10 @@ class Update:
         """What `function` makes of the head's input with the head's weight."""
         return function(kept)
 
+    def gradient_to_add_to(self, weight: Tensor) -> Tensor | None:
+        """That of the passes before, if it may grow before the backward pass: ranks wait for autograd's word."""
+        return weight.grad if self.summed is None else None
+
     def backward(self, loss: Tensor, *, scale: float, last: bool) -> None:
         """Add the gradients of one pass; with the last one they are on their way to the other ranks."""
         if self.summed is not None and last:

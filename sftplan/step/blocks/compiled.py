@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
+from sftplan.facts.model import Family
 from sftplan.facts.strategy import Attention, Checkpointing
 from sftplan.step.blocks.compiled_work import block_work, formed_again_work, head_work
 from sftplan.step.compiled import compiled_block
@@ -100,17 +101,14 @@ def _read_again(w: Shapes, context: Context) -> Shapes:
     return {name: v for name, v in w.items() if not name.removesuffix(".weight").endswith(last)}
 
 
-def _formed_again_bytes(plain: Compiled) -> int:
+def _formed_again_bytes(plain: Compiled, family: Family) -> int:
     """What a plain block keeps beyond what products and the attention give."""
     given = GIVEN[Checkpointing.SELECTIVE] or frozenset()
     held = {name: buffer for name, buffer in plain.forward.held.items() if name != "out"}
+    made = {"act", "q"} if family is Family.OPT else {"act", "q", "k"}  # rotated, or OPT's q scaled
 
     def is_given(name: str) -> bool:
-        if f"{name}.raw" in held or (name in ("q", "k") and "qkv" in held):
-            return False  # normed or rotated
-        if name == "act":
-            return "pre" not in held
-        return name.removesuffix(".raw") in given
+        return name not in made and name.removesuffix(".raw") in given
 
     return sum(buffer.nbytes for name, buffer in held.items() if not is_given(name))
 
@@ -151,7 +149,8 @@ def _backward(
     if kind is Checkpointing.FULL:
         block_work(tape, context, _read_again(w, context), x, plain.forward, 1)
     elif kind is Checkpointing.SELECTIVE:
-        formed_again_work(tape, context, x, _formed_again_bytes(plain))
+        again = _formed_again_bytes(plain, context.model.family)
+        formed_again_work(tape, context, x, again)
     block_work(tape, context, w, x, plain.backward, 2)
     low = tape.autocast_dtype or x.dtype
     columns = sum(shape[0] for name, shape in w.items() if _is_bias(name, w))

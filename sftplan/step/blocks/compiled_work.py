@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from sftplan.facts.model import Family
 from sftplan.step.compiled.gpt2 import TOKENS_PER_PARTIAL_SUM
-from sftplan.step.compiled.head import HEAD_MULTIPLE
+from sftplan.step.compiled.head import head_columns
 from sftplan.step.ops.attention import kernel_shape, rowwise_flops
 from sftplan.step.ops.matmul import matmul
 from sftplan.step.tensor import DType, Tensor
@@ -69,7 +69,6 @@ def block_work(
         tape.work("erf", dtype, 0, tokens * model.intermediate_size)
     if products == 1:
         moved, kernels = FORWARD_MOVED[model.norm] * row_bytes, FORWARD_KERNELS
-        _draw(tape, context, x)
     else:
         moved, kernels = BACKWARD_MOVED[model.norm] * row_bytes, BACKWARD_KERNELS[model.norm]
         moved -= _strided(tape, model, tokens, dtype)
@@ -110,15 +109,6 @@ def formed_again_work(tape: Tape, context: Context, x: Tensor, num_bytes: int) -
     moved = FORWARD_MOVED[context.model.norm] * num_bytes
     for _ in range(FORMED_AGAIN_KERNELS):
         tape.work("fused", x.dtype, 0, int(moved / FORMED_AGAIN_KERNELS))
-    _draw(tape, context, x)
-
-
-def _draw(tape: Tape, context: Context, x: Tensor) -> None:
-    """The masks of OPT's two dropouts, which are inductor's own; others' are hashed."""
-    model = context.model
-    if model.residual_dropout and model.family is Family.OPT:
-        elements = 2 * x.shape[0] * x.shape[1] * model.hidden_size
-        tape.work("random", tape.autocast_dtype or x.dtype, 0, elements)
 
 
 def _products(tape: Tape, rows: int, columns: int, inner: int, low: Tensor, products: int) -> None:
@@ -133,7 +123,7 @@ def _products(tape: Tape, rows: int, columns: int, inner: int, low: Tensor, prod
 def head_work(tape: Tape, graph: Graph, weight: Tensor, positions: int, products: int) -> None:
     """Products, and one kernel over the logits: it reads them; going backward it writes over them."""
     low = Tensor((), tape.autocast_dtype or weight.dtype, weight.storage)
-    columns = -(-weight.shape[0] // HEAD_MULTIPLE) * HEAD_MULTIPLE
+    columns = head_columns(weight.shape[0])
     _products(tape, positions, columns, weight.shape[1], low, products)
     logits_bytes = positions * columns * low.dtype.size
     if products == 1:

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 def opt_block(tape: Tape, context: Context, number: int, w: LayerWeights, x: Tensor) -> Tensor:
     """x + attention(norm x), then + mlp(norm ·); OPT-350m norms after the additions instead."""
-    model = context.model
+    model, hashed = context.model, context.strategy.compile
     residual = x
     if not model.post_norm:
         x = _norm(tape, w, "self_attn_layer_norm", x)
     x = _attention(tape, context, number, w, x)
-    x = dropout(tape, x, model.residual_dropout)
+    x = dropout(tape, x, model.residual_dropout, hashed=hashed)
     x = add(tape, residual, x)
     if model.post_norm:
         x = _norm(tape, w, "self_attn_layer_norm", x)
@@ -35,7 +35,7 @@ def opt_block(tape: Tape, context: Context, number: int, w: LayerWeights, x: Ten
     x = linear(tape, x, w["fc1.weight"], w.get("fc1.bias"))
     x = activation(tape, context, x)
     x = linear(tape, x, w["fc2.weight"], w.get("fc2.bias"))
-    x = dropout(tape, x, model.residual_dropout)
+    x = dropout(tape, x, model.residual_dropout, hashed=hashed)
     x = view(tape, add(tape, residual, x), *shape)
     if model.post_norm:
         x = _norm(tape, w, "final_layer_norm", x)

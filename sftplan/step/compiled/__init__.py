@@ -13,9 +13,8 @@ a block keeps
 - the output projection's result, from which x + attention(x) is formed again (not where MLP and
   attention are parallel);
 - what enters the activation, and up(x) where the MLP is gated; for ReLU only what comes out;
-- of dropouts drawn by hash (train/dropout.py) the mask of the MLP's, one byte per element; that of
-  the attention's is drawn again, none where both are added at once (NeoX). OPT's are inductor's own,
-  whose masks are kept.
+- of dropouts, all drawn by hash (train/dropout.py), that of GPT-2's MLP, one byte per element; the
+  others are drawn again.
 
 tests/unit/test_step_compiled.py has the sizes that inductor's own wrapper code shows.
 """

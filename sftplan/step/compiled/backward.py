@@ -105,7 +105,7 @@ class Backward:
     def attention(self) -> None:
         """From the output projection down to the gradient of the first norm's result."""
         graph, m = self.graph, self.block.model
-        graph.free("mask1", "" if self.late else "projected")
+        graph.free("" if self.late else "projected")
         if self.block.widens or self.block.dropout:
             self.new("d projected", m.hidden_size)
         self.inward("projected", "d attended")

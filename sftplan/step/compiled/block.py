@@ -29,13 +29,15 @@ class Block:
     repeats: bool
 
     @property
-    def masks(self) -> tuple[str, ...]:
-        """The dropouts' masks that are kept: modules are drawn by hash, OPT's functions are not."""
-        if not self.dropout:
-            return ()
-        if self.model.family is Family.OPT:
-            return ("mask1", "mask2")
-        return () if self.model.parallel_residual else ("mask2",)
+    def keeps_mask(self) -> bool:
+        """Whether the MLP's dropout keeps its mask, though it is drawn by hash: GPT-2's."""
+        return self.dropout and self.model.family is Family.GPT2
+
+    @property
+    def residual_apart(self) -> bool:
+        """Whether x + attention(x) has a buffer of its own, over which the result is written."""
+        dropped = self.dropout and not self.widens
+        return dropped and self.model.family in (Family.GPT2, Family.OPT)
 
     @property
     def as_allocated(self) -> bool:

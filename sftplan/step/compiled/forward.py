@@ -20,23 +20,20 @@ def forward_graph(block: Block) -> Graph:
         graph.new("norm2", block.tokens, m.hidden_size, dtype=block.low)
     _attend(graph, block)
     _product(graph, block, "projected")
-    if "mask1" in block.masks:
-        graph.new("seeds", 2, dtype=DType.INT64)
-        graph.new("mask1", block.tokens, m.hidden_size, dtype=DType.BYTE)
-    if block.as_allocated:
+    if block.residual_apart:
         graph.new("residual", block.tokens, m.hidden_size, dtype=block.low)
     if not m.parallel_residual:
         _norm(graph, block, "norm2")
     _mlp(graph, block)
-    if "mask2" in block.masks:
+    if block.keeps_mask:
         graph.new("mask2", block.tokens, m.hidden_size, dtype=DType.BYTE)
-    if block.as_allocated:
+    if block.residual_apart:
         graph.reuse("residual", "out")
     elif block.widens:
         graph.new("out", block.tokens, m.hidden_size, dtype=block.weights)
     else:
         graph.reuse("down", "out")
-    graph.free("down", "seeds")
+    graph.free("down")
     if m.parallel_residual:
         graph.free("projected")
     return graph

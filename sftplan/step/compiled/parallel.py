@@ -116,7 +116,6 @@ class _Parallel(Backward):
 
     def _enter(self) -> None:
         self.new("d out low", self.block.model.hidden_size)
-        self.graph.free("mask1", "mask2")
 
     def _taken(self, result: str, *read: str, widen: bool = True) -> None:
         """A weight's gradient, after which what it is formed from is not needed."""

@@ -247,15 +247,16 @@ def _mean_backward(
     return [out]
 
 
-def dropout(tape: Tape, x: Tensor, probability: float) -> Tensor:
-    """Dropout; keeps a mask of one byte an element."""
+def dropout(tape: Tape, x: Tensor, probability: float, *, hashed: bool = False) -> Tensor:
+    """Dropout; keeps a mask of one byte an element, unless the mask is `hashed` (train/dropout.py)."""
     if not probability:
         return x
     node = tape.node("dropout", (x,), _unary_backward)
-    mask = tape.empty(x.shape, DType.BYTE)
+    masks = [] if hashed else [tape.empty(x.shape, DType.BYTE)]
     out = tape.empty_like(x)
-    tape.pointwise("dropout", [x, mask, out])
-    tape.save(node, mask)
+    tape.pointwise("dropout", [x, *masks, out])
+    for mask in masks:
+        tape.save(node, mask)
     out.node = node
     return out
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sftplan.step.loss import VOCAB_MULTIPLE
+from sftplan.step.compiled.head import head_columns
 from sftplan.verify.trace.recorder import Recorder
 from sftplan.verify.trace.works import works_of
 
@@ -93,7 +93,7 @@ class LayerRecorder(Recorder):  # type: ignore[no-untyped-call]
         before = len(self.sizes)
         super()._take(func, name, args, out)
         if len(self.sizes) > before and isinstance(out, torch.Tensor) and out.ndim > 1:
-            padded = -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+            padded = head_columns(self.vocab_size)
             if out.shape[-1] in (self.vocab_size, padded):
                 self.kinds[-1] = "logits"
 
