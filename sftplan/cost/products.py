@@ -20,8 +20,8 @@ MIN_SPLIT_DEPTH = 512
 SPLIT_S = 1e-6  # adding up the parts of a split product
 WAVE_S = 2e-6  # filling and draining the pipeline of one wave
 PRODUCT_START_S = 2e-6
-# By a column or two, as the loss in chunks has them: 5 to 8 µs more than the product without it, the gap included, of
-# 2,048 rows by 768 to 1,280 (nine products on one H200, torch 2.11, 2026-11-28).
+# By a column or a few, as the loss in chunks has them: 5 to 8 µs with the gap, for one of 50,257 columns beside the
+# others (seven of nine products of 2,048 rows by 768 to 1,280, one H200, torch 2.11, 2026-11-28).
 THIN_START_S = 6e-6
 PRODUCT_BANDWIDTH_FRACTION = 0.8  # 3.5 of 4.4 TB/s, where a product waits for memory
 ALIGNMENT_ELEMENTS = 8  # 16 bytes of a two-byte type: other leading dimensions have no fast kernel

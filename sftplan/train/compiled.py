@@ -20,10 +20,16 @@ if TYPE_CHECKING:
 
 def blocks_of(model: Any) -> list[torch.nn.Module]:
     """The repeated blocks of a transformers model, in order."""
+    return _blocks_and_runner(model)[0]
+
+
+def _blocks_and_runner(model: Any) -> tuple[list[torch.nn.Module], torch.nn.Module]:
+    """The blocks, and the module that runs them: OPT's decoder, say, which its LM calls past its base model."""
     wanted = model.config.num_hidden_layers
     for module in model.base_model.modules():
-        if isinstance(module, torch.nn.ModuleList) and len(module) == wanted:
-            return list(module)
+        for child in module.children():
+            if isinstance(child, torch.nn.ModuleList) and len(child) == wanted:
+                return list(child), module
     message = f"{type(model).__name__} has no list of {wanted} blocks"
     raise ValueError(message)
 
@@ -36,16 +42,16 @@ def prepare_blocks(
 
     What graphs of `captured` passes draw again comes back; compiled blocks see to that themselves.
     """
-    blocks = blocks_of(model)
+    blocks, runner = _blocks_and_runner(model)
     redraws = None
     if compiled:
         from sftplan.train.reductions import hold_whole_rows
 
         hold_whole_rows()
-        hash_dropouts(model, blocks)
+        hash_dropouts(runner, blocks)
         sigmoid_gelus(blocks)
     elif captured and checkpointing is not Checkpointing.NONE:
-        redraws = Redraws(model, blocks)
+        redraws = Redraws(runner, blocks)
     for number, block in enumerate(blocks):
         redraw = None if redraws is None else redraws.of_blocks[number]
         kind = checkpointing_of(checkpointing, checkpointed_layers, number)

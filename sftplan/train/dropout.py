@@ -77,7 +77,7 @@ def _as_modules(block: Any) -> None:
     for name in names:
         module = block.get_submodule(name)
         module.__class__ = _dropping(type(module))  # type: ignore[arg-type]
-        module.dropped = torch.nn.Dropout(block.dropout)
+        module.dropped = torch.nn.Dropout(block.dropout).train(block.training)
     if names:
         block.dropout = 0.0
 
@@ -102,7 +102,7 @@ class Seeds:
             dropout.seed = place[:1]
 
     def draw(self, module: torch.nn.Module, _: Any) -> None:
-        """A hook before the model's forward pass."""
+        """A hook before a forward pass."""
         if not module.training:
             return
         if self.dropouts[0].seed.device != self.drawn.device:  # the model has moved
@@ -110,8 +110,8 @@ class Seeds:
         self.drawn.random_(-RANGE, RANGE)
 
 
-def hash_dropouts(model: Any, blocks: Sequence[torch.nn.Module]) -> None:
-    """Let every dropout that drops, inside of the blocks, draw by hash."""
+def hash_dropouts(runner: torch.nn.Module, blocks: Sequence[torch.nn.Module]) -> None:
+    """Let every dropout that drops, inside of the blocks that `runner` runs, draw by hash."""
     found: list[HashedDropout] = []
     for block in blocks:
         _as_modules(block)
@@ -120,5 +120,5 @@ def hash_dropouts(model: Any, blocks: Sequence[torch.nn.Module]) -> None:
             module.__class__ = HashedDropout
             found.append(module)  # type: ignore[arg-type]
     if found:
-        device = next(model.parameters()).device
-        model.base_model.register_forward_pre_hook(Seeds(found, device).draw)
+        device = next(runner.parameters()).device
+        runner.register_forward_pre_hook(Seeds(found, device).draw)

@@ -60,12 +60,12 @@ class Redraw:
 
 
 class Redraws:
-    """Those of all blocks of a model; a hook before its forward pass notes where a pass begins."""
+    """Those of all blocks; a hook before `runner` runs them notes where a pass begins."""
 
-    def __init__(self, model: Any, blocks: Sequence[torch.nn.Module]) -> None:
-        device = next(model.parameters()).device
+    def __init__(self, runner: torch.nn.Module, blocks: Sequence[torch.nn.Module]) -> None:
+        device = next(runner.parameters()).device
         self.of_blocks = [Redraw(device) for _ in blocks]
-        model.base_model.register_forward_pre_hook(self._begin)
+        runner.register_forward_pre_hook(self._begin)
 
     def _begin(self, *_: Any) -> None:
         if not torch.cuda.is_current_stream_capturing():

@@ -107,11 +107,11 @@ def measure_caps(args: Any) -> None:
             ran = [row for row in table.rows.values() if row["status"] == "ok"]
             print(f"{len(ran)} of {len(fitting)} chosen plans ran")
             return
-        plans_by_words = {_words(plan, point[1:]): (plan, point[1:]) for plan, *point in fitting}
+        plans_by_words = {words_of(plan, point[1:]): (plan, point[1:]) for plan, *point in fitting}
         found = near_cases(fitting, args.near, pool)
         for case, plan in zip(found, pool.map(plan_of, found), strict=True):
             model = (case.model, case.seq_len)
-            plans_by_words.setdefault(_words(plan, model), (plan, model))
+            plans_by_words.setdefault(words_of(plan, model), (plan, model))
         grid = [(plan, "any", model) for plan, model in plans_by_words.values()]
         _run(table, grid, deadline, capped_to=False)
     report(table, fitting, args.margin)
@@ -146,8 +146,9 @@ def judge_caps(args: Any) -> None:
         return
     table = Table(args.out, (), [])
     report(table, plans, args.margin)
-    judge_errors(table, args.profile)
-    judge_near(table, plans, args)
+    from verify_near import judge_near
+
+    judge_near(table, plans, judge_errors(table, args.profile), args)
 
 
 def report_ran(rows: list[dict[str, str]], plans: list[Any]) -> None:
@@ -160,13 +161,13 @@ def report_ran(rows: list[dict[str, str]], plans: list[Any]) -> None:
     missing = [
         f"{gib:>3} GiB not among them: {words}"
         for plan, gib, *model in plans
-        if smallest.get(words := _words(plan, model), math.inf) > gib
+        if smallest.get(words := words_of(plan, model), math.inf) > gib
     ]
     print(*missing, f"{len(plans) - len(missing)} of {len(plans)} choices ran", sep="\n")
 
 
-def judge_errors(table: Table, profile: str | None) -> None:
-    """Errors of this version, by the profile alone, of the rows that were measured."""
+def judge_errors(table: Table, profile: str | None) -> list[dict[str, Any]]:
+    """The rows that were measured, as this version predicts them by the profile alone; prints its errors."""
     machine = machine_of(profile)
     rows = [
         again(row | {"allocator": "expandable", "half": "held-out"}, machine)
@@ -178,26 +179,11 @@ def judge_errors(table: Table, profile: str | None) -> None:
         print(f"{words}: {len(chosen)} rows")
         for quantity in QUANTITIES:
             print_errors(quantity, chosen)
+    return rows
 
 
-def judge_near(table: Table, plans: list[Any], args: Any) -> None:
-    """How many of the points that come near the fastest, by this version, were measured."""
-    machine = machine_of(args.profile)
-    fitting = [(plan, *point) for plan, *point in plans if plan.fits]
-    with ProcessPoolExecutor(PLANNERS) as pool:
-        cases = near_cases(fitting, args.near, pool, machine)
-        near = list(pool.map(partial(plan_of, hardware=machine), cases))
-    known = {
-        name.partition(" GiB ")[2] for name, row in table.rows.items() if row["status"] == "ok"
-    }
-    measured = sum(
-        _words(plan, (case.model, case.seq_len)) in known
-        for case, plan in zip(cases, near, strict=True)
-    )
-    print(f"{measured} of {len(cases)} points within {args.near:.0%} of the fastest were measured")
-
-
-def _words(plan: Plan, model: Any) -> str:
+def words_of(plan: Plan, model: Any) -> str:
+    """Model, length and knobs: a row's name without its cap."""
     return " ".join(str(each) for each in (*model, *knobs_of(plan).values()))
 
 
@@ -224,7 +210,7 @@ def _run(
     jobs, known = [], {}
     for number, (plan, gib, model) in enumerate(asked):
         gpu = plan.memory.gpu
-        name = f"{gib} GiB {_words(plan, model)}"
+        name = f"{gib} GiB {words_of(plan, model)}"
         if name in table.rows:
             continue
         cap = gpu.capacity_bytes - (gpu.used_bytes - gpu.peak_reserved_bytes)
@@ -253,7 +239,7 @@ def report(table: Table, fitting: list[Any], margin: float) -> None:
     rows = {name: row for name, row in table.rows.items() if row["status"] == "ok"}
     shares, within = [], []
     for plan, gib, *model in fitting:
-        words = _words(plan, model)
+        words = words_of(plan, model)
         mine = next((row for name, row in rows.items() if name.endswith(f" GiB {words}")), None)
         if mine is None:
             print(f"{gib:>3} GiB not measured: {words}")

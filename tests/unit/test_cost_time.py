@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ from sftplan.facts.profiles import load_hardware
 from sftplan.facts.strategy import Attention, Checkpointing, Loss, Offload, Precision, Strategy
 from sftplan.facts.workload import Workload
 from sftplan.step.batch import Batch
+from sftplan.step.blocks.compiled_work import FORWARD_MOVED
 from sftplan.step.few import Few, few_layers
 from sftplan.step.simulate import simulate, steady
 
@@ -145,21 +145,26 @@ def test_norms_behind_the_additions_are_compiled_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("checkpointing", "phases"),
-    [(Checkpointing.NONE, 1), (Checkpointing.SELECTIVE, 2), (Checkpointing.FULL, 2)],
+    ("name", "columns"),
+    [
+        ("opt-125m", 2 * 768 + 768 + 3072),  # norms, scaled queries, the activation
+        ("tinyllama-1.1b", 2 * 2048 + 2048 + 256 + 5632),  # norms, rotated queries and keys
+    ],
 )
-def test_what_is_formed_again_is_drawn_again(checkpointing: Checkpointing, phases: int) -> None:
-    strategy = replace(PLAIN, compile=True, checkpointing=checkpointing)
-    tape = steady(builtin("opt-125m"), strategy, Batch(rows=8, length=1024, num_targets=0))
-    drawn = Counter(
-        label.partition(" ")[0]
-        for label, works in tape.works
-        for work in works
-        if work.kind == "random"
-    )
+def test_selective_checkpointing_pays_for_what_products_do_not_give(
+    name: str, columns: int
+) -> None:
+    model, batch = builtin(name), Batch(rows=8, length=1024, num_targets=0)
 
-    assert drawn["forward"] == 12
-    assert len(drawn) == phases
+    def fused_bytes(kind: Checkpointing) -> int:
+        strategy = replace(PLAIN, compile=True, checkpointing=kind, precision=Precision.BF16_MASTER)
+        tape = steady(model, strategy, batch)
+        works = [(w, n) for _, each in tape.works for w, n in each.items() if w.kind == "fused"]
+        return sum(work.nbytes * times for work, times in works)
+
+    more = fused_bytes(Checkpointing.SELECTIVE) - fused_bytes(Checkpointing.NONE)
+    again = model.num_layers * batch.num_tokens * columns * 2 * FORWARD_MOVED[model.norm]
+    assert more == pytest.approx(again, rel=0.01)  # statistics of norms beside
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_some_layers_are_checkpointed_where_that_is_all_it_takes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job: dict[str, Any] = {
-        "model": "llama-3.2-1b", "seq_len": 1024, "hardware": "l4", "command": []
+        "model": "gpt2-large", "seq_len": 1024, "hardware": "l4", "command": []
     }  # fmt: skip
     chosen = sftplan.api.plan(**job)
     kind, layers = chosen.strategy.checkpointing, chosen.strategy.checkpointed_layers
@@ -73,7 +73,7 @@ def test_some_layers_are_checkpointed_where_that_is_all_it_takes(
     assert chosen.verdict == every.verdict == "fits"
     assert fewer.verdict != "fits"
     assert (chosen.time.step_s or 0.0) < (every.time.step_s or 0.0)
-    asked = ["plan", "--model", "llama-3.2-1b", "--seq", "1024", "--hardware", "l4"]
+    asked = ["plan", "--model", "gpt2-large", "--seq", "1024", "--hardware", "l4"]
     run([*asked, "--out", str(tmp_path / "plan.json")])
     screen = " ".join(capsys.readouterr().out.split())
     assert f"{kind} checkpointing of {layers} layers, {kind.lighter} of the others" in screen

@@ -3,9 +3,12 @@
 # ruff: noqa: TID253
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
+from transformers import OPTConfig, OPTForCausalLM
 
 from sftplan.train.dropout import HashedDropout, Seeds, hash_dropouts
 
@@ -20,10 +23,6 @@ class Model(nn.Module):
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.Linear(8, 8), nn.Dropout(P), nn.Dropout(0.0)) for _ in range(2)
         )
-
-    @property
-    def base_model(self) -> nn.Module:
-        return self
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for block in self.blocks:
@@ -96,11 +95,60 @@ def test_only_what_drops_in_the_blocks_is_taken_and_evaluation_keeps_all() -> No
         torch.testing.assert_close(model(x), model(x), rtol=0, atol=0)
 
 
+def opt(*, norm_first: bool) -> OPTForCausalLM:
+    """Two blocks that drop by functions; nothing drops beside them."""
+    config = OPTConfig(
+        vocab_size=64, hidden_size=32, word_embed_proj_dim=32, ffn_dim=64, num_hidden_layers=2,
+        num_attention_heads=2, max_position_embeddings=64, dropout=P, attention_dropout=0.0,
+        layerdrop=0.0, do_layer_norm_before=norm_first, use_cache=False,
+    )  # fmt: skip
+    return OPTForCausalLM(config)
+
+
+IDS = torch.arange(64).view(2, 32)
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_what_blocks_of_opt_drop_by_functions_is_dropped_by_hash(norm_first: bool) -> None:
+    model = opt(norm_first=norm_first)
+    names = set(model.state_dict())
+    expected = model.eval()(input_ids=IDS).logits
+    blocks = list(model.model.decoder.layers)
+    hash_dropouts(model.model.decoder, blocks)
+    found = [m for m in model.modules() if isinstance(m, HashedDropout)]
+    torch.testing.assert_close(model(input_ids=IDS).logits, expected)
+    model.train()
+    once, again = (model(input_ids=IDS).logits for _ in range(2))
+    for dropout in found:
+        dropout.eval()
+
+    assert [dropout.p for dropout in found] == [P] * 4
+    assert set(model.state_dict()) == names
+    assert not torch.equal(once, again)
+    torch.testing.assert_close(model(input_ids=IDS).logits, expected)  # nothing else drops
+
+
+def test_attention_and_mlp_of_opt_drop_what_they_give() -> None:
+    model = opt(norm_first=True)
+    blocks = list(model.model.decoder.layers)
+    hash_dropouts(model.model.decoder, blocks)
+    model.train()(input_ids=IDS)
+    block = blocks[0]
+    attended, _ = block.self_attn(torch.randn(2, 32, 32))
+    fed = block.fc2(torch.randn(64, 64))
+
+    for out in (attended, fed):
+        assert float((out == 0).float().mean()) == pytest.approx(P, abs=0.03)
+
+
 @pytest.mark.filterwarnings("default")  # the compiler itself warns
-def test_a_compiled_block_keeps_no_mask() -> None:
-    model = Model()
-    hash_dropouts(model, list(model.blocks))
-    for block in model.blocks:
+@pytest.mark.parametrize("name", ["modules", "functions"])
+def test_a_compiled_block_keeps_no_mask(name: str) -> None:
+    model: Any = Model() if name == "modules" else opt(norm_first=True)
+    runner = model if name == "modules" else model.model.decoder
+    blocks = list(model.blocks if name == "modules" else runner.layers)
+    hash_dropouts(runner, blocks)
+    for block in blocks:
         block.forward = torch.compile(
             block.forward, dynamic=False, backend="aot_eager_decomp_partition"
         )
@@ -111,7 +159,7 @@ def test_a_compiled_block_keeps_no_mask() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(torch.ones(64, 8, requires_grad=True))
+        model(torch.ones(64, 8, requires_grad=True) if name == "modules" else IDS)
     assert kept
     assert all(t.dtype not in (torch.bool, torch.uint8) for t in kept)
 

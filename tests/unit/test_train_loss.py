@@ -20,9 +20,10 @@ from tiny_step import (
     made,
 )
 
-from sftplan.facts.strategy import Loss
+from sftplan.facts.strategy import Loss, Optimizer, Precision
 from sftplan.train.compiled import loss_functions
 from sftplan.train.loss import (
+    Head,
     chunk_gradient,
     chunked_loss,
     fused_chunk_gradient,
@@ -30,6 +31,9 @@ from sftplan.train.loss import (
     head_of,
     response_loss,
 )
+from sftplan.train.settings import Settings
+from sftplan.train.step import scaled_loss
+from sftplan.train.update import Update
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -110,6 +114,59 @@ def test_chunked_gradients_carry_the_factor_and_a_bias(gradient_of: Any) -> None
     assert loss.item() == pytest.approx(plain.item(), rel=1e-6)
     for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "vocab", [5, 64, 72, 83]
+)  # unaligned, padded to nothing, aligned, a rest of 3
+@pytest.mark.parametrize("low", [None, torch.bfloat16])
+def test_columns_in_parts_are_all_columns(
+    vocab: int, low: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also onto a gradient that is there: then nothing is left to hand on."""
+    monkeypatch.setattr("sftplan.train.loss.CHUNK_ROWS", 4)
+    torch.manual_seed(0)
+    kept, weight = torch.randn(9, 16, requires_grad=True), torch.randn(vocab, 16)
+    weight.requires_grad_()
+    targets, factor = torch.randint(0, vocab, (9,)), torch.tensor(0.125)
+    tolerance: dict[str, Any] = (
+        {"rtol": 1e-5, "atol": 1e-6} if low is None else {"rtol": 0.05, "atol": 0.02}
+    )
+    plain = response_loss(kept, targets, weight, None, None) * factor
+    expected = torch.autograd.grad(plain, (kept, weight))
+    before = torch.randn(vocab, 16)
+    onto = before.clone()
+    head = Head(weight=weight, bias=None, softcap=None)
+    with torch.autocast("cpu", low, enabled=low is not None):
+        handed = chunked_loss(kept, targets, head, factor)
+        added = chunked_loss(kept, targets, head, factor, onto=onto)
+    found = torch.autograd.grad(handed, (kept, weight))
+    others: tuple[Any, ...] = torch.autograd.grad(added, (kept, weight), allow_unused=True)
+
+    assert handed.item() == pytest.approx(plain.item(), rel=1e-5 if low is None else 0.01)
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, **tolerance)
+    assert others[1] is None
+    torch.testing.assert_close(others[0], found[0])
+    torch.testing.assert_close(onto, before + found[1], rtol=1e-5, atol=1e-5)
+
+
+def test_passes_add_to_one_gradient_of_the_head_unless_ranks_wait_for_it() -> None:
+    stepper = made(loss=Loss.CHUNKED)
+    head = stepper.model.get_output_embeddings().weight
+    passes, num_targets = first(data(packing=False, micro_batch=4, accumulation=3), ROWS)
+    places = []
+    for inputs in passes:
+        factor = torch.tensor(1 / num_targets)
+        stepper.update.backward(scaled_loss(stepper, inputs, factor), scale=1.0, last=False)
+        places.append(head.grad.data_ptr())
+    together = Update(
+        stepper.model, precision=Precision.FP32, kind=Optimizer.ADAMW, settings=Settings(), world_size=2
+    )  # fmt: skip
+
+    assert len(set(places)) == 1
+    assert stepper.update.gradient_to_add_to(head) is head.grad
+    assert together.gradient_to_add_to(head) is None
 
 
 @pytest.mark.filterwarnings("default")  # the compiler itself warns

@@ -5,10 +5,11 @@ from __future__ import annotations
 from sftplan.step.compiled.graph import Buffer, Compiled, Graph
 from sftplan.step.tensor import DType
 
-# Elements of 16 bits a row has to be a multiple of for cuBLAS' fast kernels: 50,257 columns run at an eighth of the
-# speed of 50,304.
+# 16 bytes, of which rows have to be a multiple for cuBLAS' fast kernels: 50,257 columns run at an eighth of the
+# speed of 50,304, 50,272 at the same (one H200, torch 2.11).
 ALIGNED_COLUMNS = 8
-HEAD_MULTIPLE = 64  # columns that other heads are padded to
+# Elements of 128 bytes: what other heads are padded to, and inductor's long rows (config.comprehensive_padding).
+HEAD_MULTIPLE = 64
 
 
 def head_columns(vocab_size: int) -> int:
@@ -17,9 +18,12 @@ def head_columns(vocab_size: int) -> int:
     >>> head_columns(50257), head_columns(50272), head_columns(128256)
     (50304, 50272, 128256)
     """
-    if vocab_size % ALIGNED_COLUMNS == 0:
-        return vocab_size
-    return -(-vocab_size // HEAD_MULTIPLE) * HEAD_MULTIPLE
+    return vocab_size if vocab_size % ALIGNED_COLUMNS == 0 else _apart(vocab_size)
+
+
+def _apart(columns: int) -> int:
+    """How many elements apart rows begin that are not packed."""
+    return -(-columns // HEAD_MULTIPLE) * HEAD_MULTIPLE
 
 
 def column_parts(vocab_size: int) -> tuple[int, ...]:
@@ -42,9 +46,9 @@ def compiled_head(
 ) -> Compiled:
     """F.linear(h, padded W).float() and cross-entropy over `positions` rows, compiled together.
 
-    The logits exist once, in the low type, and their gradient is written over them; softmax leaves
-    two fp32 numbers per row. The hidden states and the low (or padded) weight are kept from forward to backward;
-    the weight's gradient is the padded one's first rows.
+    The logits exist once, in the low type, in rows that inductor begins at multiples of HEAD_MULTIPLE; their
+    gradient is written over them. Softmax leaves two fp32 numbers per row. The hidden states and the low (or
+    padded) weight are kept from forward to backward; the weight's gradient is the padded one's first rows.
 
     >>> compiled_head(50257, 768, 1024).saved_bytes
     181870596
@@ -58,7 +62,7 @@ def compiled_head(
         forward.new("hidden low", positions, hidden_size, dtype=low)
     if full or padded != vocab_size:
         forward.new("weight low", padded, hidden_size, dtype=low)
-    forward.new("logits", positions, padded, dtype=low)
+    forward.new("logits", positions, _apart(vocab_size), dtype=low)
     forward.new("maximum", positions, dtype=DType.FP32)
     forward.new("log of sum", positions, dtype=DType.FP32)
     forward.new("loss", dtype=DType.FP32)
