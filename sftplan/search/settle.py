@@ -102,11 +102,11 @@ def _with_more_layers(
 ) -> Option | None:
     """The best with as many more layers checkpointed as it exceeds the limit by, if it is as fast then.
 
-    None if it is not, or if that is not enough.
+    None if it is not, if that is not enough, or if their number is pinned.
     """
     strategy, ledger = option.strategy, search.ledger
     layers, every = strategy.checkpointed_layers, search.space.model.num_layers
-    if layers is None:
+    if layers is None or "checkpointed_layers" in search.space.pins:
         return None
     leanest = ledger.used_bytes(replace(strategy, checkpointed_layers=None))
     of_a_layer = (ledger.used_bytes(strategy) - leanest) / (every - layers)

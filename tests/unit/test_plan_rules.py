@@ -71,6 +71,7 @@ def test_some_layers_are_checkpointed_where_that_is_all_it_takes(
     )
 
     assert chosen.verdict == every.verdict == "fits"
+    assert fewer.strategy.checkpointed_layers == layers - 1  # pinned, too few to leave the margin
     assert fewer.verdict != "fits"
     assert (chosen.time.step_s or 0.0) < (every.time.step_s or 0.0)
     asked = ["plan", "--model", "gpt2-large", "--seq", "1024", "--hardware", "l4"]
