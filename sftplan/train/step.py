@@ -160,7 +160,8 @@ def scaled_loss(stepper: Stepper, inputs: Inputs, factor: Tensor) -> Tensor:
     def at_head(kept: Tensor) -> Tensor:
         head = head_of(stepper.model)
         if stepper.loss is Loss.CHUNKED:
-            onto = stepper.update.gradient_to_add_to(head.weight)
+            trains = torch.is_grad_enabled()
+            onto = stepper.update.gradient_to_add_to(head.weight) if trains else None
             return chunked_loss(kept, inputs.targets, head, factor, stepper.chunk, onto)
         summed = stepper.response(kept, inputs.targets, head.weight, head.bias, head.softcap)
         return summed * factor

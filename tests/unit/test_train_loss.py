@@ -160,11 +160,15 @@ def test_passes_add_to_one_gradient_of_the_head_unless_ranks_wait_for_it() -> No
         factor = torch.tensor(1 / num_targets)
         stepper.update.backward(scaled_loss(stepper, inputs, factor), scale=1.0, last=False)
         places.append(head.grad.data_ptr())
+    before = head.grad.clone()
+    with torch.no_grad():
+        scaled_loss(stepper, passes[0], torch.tensor(1.0))
     together = Update(
         stepper.model, precision=Precision.FP32, kind=Optimizer.ADAMW, settings=Settings(), world_size=2
     )  # fmt: skip
 
     assert len(set(places)) == 1
+    assert torch.equal(head.grad, before)  # evaluation adds nothing
     assert stepper.update.gradient_to_add_to(head) is head.grad
     assert together.gradient_to_add_to(head) is None
 
