@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sftplan.cost.memory import allocated_bound_bytes
 from sftplan.cost.passes import Passes
-from sftplan.facts.strategy import Allocator, Loss, Offload
+from sftplan.facts.strategy import Allocator, Offload
 from sftplan.step.batch import full_batch
 from sftplan.step.few import few_layers
 from sftplan.step.simulate import STEADY_PASSES, steady
@@ -25,16 +25,13 @@ if TYPE_CHECKING:
 
 
 def ranks(strategy: Strategy, num_gpus: int) -> int:
-    """How many ranks a rank's tape depends on: without sharding it is the same beside any number, or but one.
+    """How many ranks a rank's tape depends on: without sharding it is the same beside any number.
 
-    >>> from sftplan.facts.strategy import Loss, Strategy
-    >>> ranks(Strategy(), 8), ranks(Strategy(zero=1), 8), ranks(Strategy(accumulation=2, loss=Loss.CHUNKED), 8)
-    (1, 8, 2)
+    >>> from sftplan.facts.strategy import Strategy
+    >>> ranks(Strategy(), 8), ranks(Strategy(zero=1), 8)
+    (1, 8)
     """
-    if strategy.zero or strategy.offload is not Offload.NONE:
-        return num_gpus
-    adds_up = strategy.accumulation > 1 and strategy.loss is Loss.CHUNKED  # see step/loss.py
-    return min(num_gpus, 2) if adds_up else 1
+    return num_gpus if strategy.zero or strategy.offload is not Offload.NONE else 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)

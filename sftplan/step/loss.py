@@ -30,12 +30,10 @@ def loss_of(
     batch: Batch,
     head: tuple[Tensor, Tensor | None],
     x: Tensor,
-    *,
-    alone: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """The loss of what enters the head, `head_input`; `head` is the LM head's weight and bias.
 
-    `alone`: no other rank waits for gradients. With it the logits, where the model returns them: they outlive x.
+    With it the logits, where the model returns them: they outlive x.
     """
     kind, tape.kind = tape.kind, "logits"
     logits = None
@@ -48,7 +46,7 @@ def loss_of(
         else:
             loss = _response(tape, model, head, x)
     else:
-        loss = _chunked(tape, model, head, x, compiled=strategy.compile, alone=alone)
+        loss = _chunked(tape, model, head, x, compiled=strategy.compile)
     tape.kind = kind
     return loss, logits
 
@@ -106,12 +104,11 @@ def _response(
 
 
 def _chunked(
-    tape: Tape, model: ModelShape, head: tuple[Tensor, Tensor | None], x: Tensor, *,
-    compiled: bool, alone: bool,
-) -> Tensor:  # fmt: skip
+    tape: Tape, model: ModelShape, head: tuple[Tensor, Tensor | None], x: Tensor, *, compiled: bool
+) -> Tensor:
     """Loss and gradients chunk by chunk in the forward pass; the backward pass only hands them on.
 
-    Where no other rank waits for it, the weight's gradient is added at once to that of the passes before.
+    The weight's gradient is added at once to that of the passes before, unless DeepSpeed has that.
     """
     weight = head[0]
     node = tape.node("chunked_loss", (x, weight), _chunked_backward)
@@ -120,7 +117,7 @@ def _chunked(
     columns = head_columns(model.vocab_size)
     hidden_gradient = tape.empty(low.shape, low.dtype, "activations")
     assert weight.node is not None
-    onto = weight.node.extra if alone else None
+    onto = weight.node.extra if tape.on_gradient is None else None
     weight_gradient = onto or tape.empty(weight.shape, weight.dtype, "gradients")
     for start in range(0, x.shape[0], CHUNK_ROWS):
         rows = min(CHUNK_ROWS, x.shape[0] - start)

@@ -201,8 +201,7 @@ class _Run:
         tape.autocast = tape.autocast_dtype is not None
         x = hidden_states(tape, model, strategy, self.weights, ids, self.batch.documents)
         x = head_input(tape, model, strategy, self.batch, x)
-        head, alone = head_of(self.weights), self.sharding.ranks == 1 and self.shards is None
-        loss, logits = loss_of(tape, model, strategy, self.batch, head, x, alone=alone)
+        loss, logits = loss_of(tape, model, strategy, self.batch, head_of(self.weights), x)
         del x, logits
         tape.leave_autocast()
         tape.mark("backward")

@@ -28,7 +28,12 @@ class SummedGradients:
         backwards = list(reversed(parameters))
         groups = buckets([each.numel() for each in backwards], SUM_BUCKET_ELEMENTS)
         self._buckets = [[backwards[number] for number in group] for group in groups]
-        self._missing: list[int] = []  # gradients of each bucket, while they come
+        self._missing: list[
+            set[int]
+        ] = []  # of each bucket the weights whose gradients are yet to come
+        self._formed: set[int] = (
+            set()
+        )  # weights whose gradients will not come: they are complete before
         self._sent = 0
         self._works: list[distributed.Work] = []
         for number, bucket in enumerate(self._buckets):
@@ -36,17 +41,23 @@ class SummedGradients:
                 parameter.register_post_accumulate_grad_hook(self._hook(number))  # type: ignore[no-untyped-call]
 
     def _hook(self, number: int) -> Callable[[Tensor], None]:
-        def arrived(_: Tensor) -> None:
+        def arrived(parameter: Tensor) -> None:
             if self._missing:
-                self._missing[number] -= 1
+                self._missing[number].discard(id(parameter))
                 self._send()
 
         return arrived
 
+    def formed(self, parameter: Tensor) -> None:
+        """The next backward pass has nothing to add to the gradient of this one."""
+        self._formed.add(id(parameter))
+
     def begin(self) -> None:
         """The backward pass comes after which gradients are complete."""
-        self._missing = [len(bucket) for bucket in self._buckets]
+        self._missing = [{id(each) for each in bucket} - self._formed for bucket in self._buckets]
+        self._formed = set()
         self._sent = 0
+        self._send()
 
     def finish(self) -> None:
         """Send what did not fill up, and let the device wait for all of it.
@@ -56,7 +67,7 @@ class SummedGradients:
         for parameter in (each for bucket in self._buckets for each in bucket):
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        self._missing = [0] * len(self._buckets)
+        self._missing = [set() for _ in self._buckets]
         self._send()
         self._missing = []
         for work in self._works:

@@ -109,8 +109,15 @@ class Update:
         return function(kept)
 
     def gradient_to_add_to(self, weight: Tensor) -> Tensor | None:
-        """That of the passes before, if it may grow before the backward pass: ranks wait for autograd's word."""
-        return weight.grad if self.summed is None else None
+        """The head's gradient of the passes before, to which this pass adds at once.
+
+        Other ranks wait for what autograd adds to it, too: it does if the weight is the embeddings'.
+        """
+        if self.summed is not None and weight.grad is not None:
+            embeddings: Any = self._model.get_input_embeddings()  # type: ignore[operator]
+            if weight is not embeddings.weight:
+                self.summed.formed(weight)
+        return weight.grad
 
     def backward(self, loss: Tensor, *, scale: float, last: bool) -> None:
         """Add the gradients of one pass; with the last one they are on their way to the other ranks."""

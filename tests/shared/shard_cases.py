@@ -51,6 +51,8 @@ SINGLE = {
 }
 CASES = {
     "0": Case(resumes=True),
+    "0 chunked": Case(loss=Loss.CHUNKED),
+    "0 untied chunked": Case(tied=False, loss=Loss.CHUNKED, like="untied"),
     "1": Case(zero=1, resumes=True),
     "2": Case(zero=2, resumes=True),
     "3": Case(zero=3, resumes=True),

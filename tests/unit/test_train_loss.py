@@ -20,7 +20,7 @@ from tiny_step import (
     made,
 )
 
-from sftplan.facts.strategy import Loss, Optimizer, Precision
+from sftplan.facts.strategy import Loss
 from sftplan.train.compiled import loss_functions
 from sftplan.train.loss import (
     Head,
@@ -31,9 +31,7 @@ from sftplan.train.loss import (
     head_of,
     response_loss,
 )
-from sftplan.train.settings import Settings
 from sftplan.train.step import scaled_loss
-from sftplan.train.update import Update
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -151,7 +149,7 @@ def test_columns_in_parts_are_all_columns(
     torch.testing.assert_close(onto, before + found[1], rtol=1e-5, atol=1e-5)
 
 
-def test_passes_add_to_one_gradient_of_the_head_unless_ranks_wait_for_it() -> None:
+def test_passes_add_to_one_gradient_of_the_head() -> None:
     stepper = made(loss=Loss.CHUNKED)
     head = stepper.model.get_output_embeddings().weight
     passes, num_targets = first(data(packing=False, micro_batch=4, accumulation=3), ROWS)
@@ -163,14 +161,10 @@ def test_passes_add_to_one_gradient_of_the_head_unless_ranks_wait_for_it() -> No
     before = head.grad.clone()
     with torch.no_grad():
         scaled_loss(stepper, passes[0], torch.tensor(1.0))
-    together = Update(
-        stepper.model, precision=Precision.FP32, kind=Optimizer.ADAMW, settings=Settings(), world_size=2
-    )  # fmt: skip
 
     assert len(set(places)) == 1
     assert torch.equal(head.grad, before)  # evaluation adds nothing
     assert stepper.update.gradient_to_add_to(head) is head.grad
-    assert together.gradient_to_add_to(head) is None
 
 
 @pytest.mark.filterwarnings("default")  # the compiler itself warns
