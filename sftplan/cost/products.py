@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from sftplan.step.ops.matmul import ALIGNMENT_ELEMENTS
+
 MULTIPROCESSORS = (
     132  # of an H100 or H200; other chips' waves are approximated by as many, slower ones
 )
@@ -24,7 +26,6 @@ PRODUCT_START_S = 2e-6
 # others (seven of nine products of 2,048 rows by 768 to 1,280, one H200, torch 2.11, 2026-11-28).
 THIN_START_S = 6e-6
 PRODUCT_BANDWIDTH_FRACTION = 0.8  # 3.5 of 4.4 TB/s, where a product waits for memory
-ALIGNMENT_ELEMENTS = 8  # 16 bytes of a two-byte type: other leading dimensions have no fast kernel
 # Shares of the wave rate of 840 TFLOP/s with 50,257 as columns, inner dimension, or rows: 96.5, 140, 147.
 UNALIGNED_COLUMNS, UNALIGNED_INNER, UNALIGNED_ROWS = 0.115, 0.167, 0.175
 

@@ -106,7 +106,7 @@ def _with_more_layers(
     """
     strategy, ledger = option.strategy, search.ledger
     layers, every = strategy.checkpointed_layers, search.space.model.num_layers
-    if layers is None or "checkpointed_layers" in search.space.pins:
+    if layers is None or search.space.checkpointed_layers is not None:
         return None
     leanest = ledger.used_bytes(replace(strategy, checkpointed_layers=None))
     of_a_layer = (ledger.used_bytes(strategy) - leanest) / (every - layers)

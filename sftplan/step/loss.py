@@ -88,13 +88,14 @@ def _response(
     tape: Tape, model: ModelShape, head: tuple[Tensor, Tensor | None], x: Tensor
 ) -> Tensor:
     weight, bias = head
-    if head_columns(model.vocab_size) != model.vocab_size:
+    columns = head_columns(model.vocab_size)
+    if columns != model.vocab_size:
         dtype = tape.autocast_dtype if tape.autocast else None
         low = tape.cast(weight, dtype or weight.dtype)  # by name, which no cache of autocast keeps
-        weight = pad_rows(tape, low, head_columns(model.vocab_size))
+        weight = pad_rows(tape, low, columns)
         del low
     logits = linear(tape, x, weight)
-    if head_columns(model.vocab_size) != model.vocab_size:
+    if columns != model.vocab_size:
         logits = slice_last(tape, logits, model.vocab_size)
     if bias is not None:
         logits = add(tape, logits, bias)

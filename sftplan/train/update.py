@@ -109,9 +109,9 @@ class Update:
         return function(kept)
 
     def gradient_to_add_to(self, weight: Tensor) -> Tensor | None:
-        """The head's gradient of the passes before, to which this pass adds at once.
+        """The head's gradient of the passes before, to which this pass adds in its forward pass.
 
-        Other ranks wait for what autograd adds to it, too: it does if the weight is the embeddings'.
+        Autograd adds to it, too, if it is the embeddings'; if not, whoever sums over ranks is told not to wait.
         """
         if self.summed is not None and weight.grad is not None:
             embeddings: Any = self._model.get_input_embeddings()  # type: ignore[operator]

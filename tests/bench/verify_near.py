@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from sftplan.plan.record import Plan
 
-    Near = tuple[Case, Plan]
-
 
 def judge_near(table: Table, plans: list[Any], rows: Sequence[dict[str, Any]], args: Any) -> None:
     """Of the points within `--near` of the fastest, those measured, and how fast the others may be at most."""
@@ -37,19 +35,20 @@ def judge_near(table: Table, plans: list[Any], rows: Sequence[dict[str, Any]], a
     for name, row in table.rows.items():
         if row["status"] == "ok":
             seconds[name.partition(" GiB ")[2]].append(float(row["step_s"]))
-    others = [(c, plan) for c, plan in near if words_of(plan, (c.model, c.seq_len)) not in seconds]
+    others = [
+        (words, case, plan)
+        for case, plan in near
+        if (words := words_of(plan, (case.model, case.seq_len))) not in seconds
+    ]
     print(
-        f"{len(near) - len(others)} of {len(near)} points within {args.near:.0%} of the fastest were measured"
+        f"{sum(map(len, seconds.values()))} runs of {len(seconds)} points; of the {len(near)} points"
     )
+    print(f"within {args.near:.0%} of the fastest {len(near) - len(others)} were measured")
     shares = [
-        (
-            _expected_s(case, plan, rows) / fmean(seconds[words]),
-            gib,
-            words_of(plan, (case.model, case.seq_len)),
-        )
+        (_expected_s(case, plan, rows) / fmean(seconds[mine]), gib, words)
         for chosen, gib, *model in fitting
-        if (words := words_of(chosen, model)) in seconds
-        for case, plan in others
+        if (mine := words_of(chosen, model)) in seconds
+        for words, case, plan in others
         if case.model == model[0] and plan.memory.gpu.used_bytes <= gib * GIB
     ]
     if shares:

@@ -114,9 +114,8 @@ def test_chunked_gradients_carry_the_factor_and_a_bias(gradient_of: Any) -> None
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "vocab", [5, 64, 72, 83]
-)  # unaligned, padded to nothing, aligned, a rest of 3
+# Too few for an aligned part, no rest and no padding (twice), a rest of 3.
+@pytest.mark.parametrize("vocab", [5, 64, 72, 83])
 @pytest.mark.parametrize("low", [None, torch.bfloat16])
 def test_columns_in_parts_are_all_columns(
     vocab: int, low: torch.dtype | None, monkeypatch: pytest.MonkeyPatch

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from sftplan.step.compiled.graph import Buffer, Compiled, Graph
+from sftplan.step.ops.matmul import ALIGNMENT_ELEMENTS
 from sftplan.step.tensor import DType
 
-# 16 bytes, of which rows have to be a multiple for cuBLAS' fast kernels: 50,257 columns run at an eighth of the
-# speed of 50,304, 50,272 at the same (one H200, torch 2.11).
-ALIGNED_COLUMNS = 8
 # Elements of 128 bytes: what other heads are padded to, and inductor's long rows (config.comprehensive_padding).
 HEAD_MULTIPLE = 64
 
@@ -15,10 +13,12 @@ HEAD_MULTIPLE = 64
 def head_columns(vocab_size: int) -> int:
     """Columns of the head's product in our own losses.
 
+    50,257 run at an eighth of the speed of 50,304, 50,272 at the same (one H200, torch 2.11).
+
     >>> head_columns(50257), head_columns(50272), head_columns(128256)
     (50304, 50272, 128256)
     """
-    return vocab_size if vocab_size % ALIGNED_COLUMNS == 0 else _apart(vocab_size)
+    return vocab_size if vocab_size % ALIGNMENT_ELEMENTS == 0 else _apart(vocab_size)
 
 
 def _apart(columns: int) -> int:
@@ -32,7 +32,7 @@ def column_parts(vocab_size: int) -> tuple[int, ...]:
     >>> column_parts(50257), column_parts(50272)
     ((50256, 1), (50272,))
     """
-    left = vocab_size % ALIGNED_COLUMNS
+    left = vocab_size % ALIGNMENT_ELEMENTS
     return tuple(part for part in (vocab_size - left, left) if part)
 
 

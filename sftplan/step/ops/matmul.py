@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from sftplan.step.tape import Tape
     from sftplan.step.tensor import Tensor
 
+ALIGNMENT_ELEMENTS = 8  # 16 bytes of a two-byte type: other leading dimensions have no fast kernel
+
 
 def matmul_flops(m: int, n: int, k: int) -> int:
     """FLOPs of (m, k) times (k, n): a multiplication and an addition count as two.
